@@ -1,0 +1,1 @@
+"""The only place with torch: models, adapters, training, generation, serving and export."""

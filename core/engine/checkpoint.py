@@ -1,0 +1,147 @@
+"""Checkpoints: everything that a run needs to go on as if nothing had happened, whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from core.problem import Problem
+from core.runs import Run, sync_folder
+
+
+def save_checkpoint(
+    run: Run,
+    step: int,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write checkpoints/step-NNNNNN beside, sync, rename; then remove all but the newest `keep`.
+
+    Args:
+        trained: what is trained, by name.
+        state: whatever else the loop wants back (must be JSON).
+    """
+    folder = run.folder / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    final, beside = folder / f"step-{step:06d}", folder / f".step-{step:06d}"
+    if _holds(final):
+        return final  # stopped right after it was saved: to write it again would risk the only good one
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    moments = {
+        f"{key}|{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for name, parameter in trained.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    _save(trained, beside / "trained.safetensors")
+    _save(moments, beside / "optimizer.safetensors")
+    _save(_random_states(), beside / "random.safetensors")
+    (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
+    manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(beside.iterdir())}
+    (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    for path in beside.iterdir():
+        _sync(path)
+    sync_folder(beside)
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one, else it would have been returned above
+    os.replace(beside, final)
+    sync_folder(folder)
+    # Later ones were passed over as damaged when the run went on from before them.
+    everything = run.checkpoints()
+    here = everything[: everything.index(final) + 1]
+    for old in {*everything} - {*here[-keep:]}:
+        shutil.rmtree(old)
+    return final
+
+
+def find_checkpoint(run: Run) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose manifest holds, and the damaged ones that were passed over."""
+    damaged = []
+    for path in reversed(run.checkpoints()):
+        if _holds(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def load_checkpoint(
+    path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put everything back in place; returns the loop's own state, `step` in it.
+
+    Raises:
+        Problem: when the checkpoint belongs to other settings.
+    """
+    saved = load_file(path / "trained.safetensors")
+    if {name: tuple(value.shape) for name, value in saved.items()} != {
+        name: tuple(value.shape) for name, value in trained.items()
+    }:
+        raise Problem(
+            "The checkpoint {name} does not fit this run's settings.",
+            to_do="Start a new run with the new settings.",
+            name=path.name,
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+    names = {name: parameter for name, parameter in trained.items()}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        kind, name = key.split("|", 1)
+        parameter = names[name]
+        # AdamW keeps its step count on the CPU and its moments beside the parameter.
+        # A copy: what is read from a file stays tied to it, and Windows removes no file that is in use.
+        optimizer.state[parameter][kind] = value.clone() if kind == "step" else value.clone().to(parameter.device)
+    random_states = load_file(path / "random.safetensors")
+    torch.set_rng_state(random_states["cpu"].clone())
+    # A run that goes on upon another kind of device has no use for the random state of the first.
+    if _device_key() in random_states:
+        torch.get_device_module().set_rng_state(random_states[_device_key()].clone())
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.accelerator.is_available():
+        states[_device_key()] = torch.get_device_module().get_rng_state()
+    return states
+
+
+def _device_key() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return f"device-{accelerator.type}" if accelerator else "device-none"
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _holds(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest) and all(
+            (path / Path(name).name).stat().st_size == entry["size"]
+            and _sha256(path / Path(name).name) == entry["sha256"]
+            for name, entry in manifest.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

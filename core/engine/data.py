@@ -1,0 +1,484 @@
+"""Examples into tokens: the chat template rendered, what is learned marked token by token, rows joined into batches."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.config import DataSettings
+from core.dataset import Dataset
+from core.formats import Example, Message
+from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
+from core.problem import Problem
+
+# For models without a chat template. Headings end with a newline, so that an answer begins with a token of its own.
+PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}
+{%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
+{{ '### ' + names[message.role] + ':\n' + message.content | trim }}
+{%- if message.role == 'assistant' %}{{ eos_token or '' }}{% endif %}{{ '\n\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"""
+
+
+class Tokens:
+    """A model's tokenizer and chat template: the one place where text becomes tokens, in training and in chat.
+
+    Args:
+        max_length: longest row in tokens; the rest of a row is cut and counted in `cut`.
+        end_ids: the tokens that end an answer.
+        chats: whether the model is to hold conversations, and needs a template if it has none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, end_ids: set[int], *, chats: bool = True):
+        self.tokenizer, self.max_length, self.end_ids = tokenizer, max_length, end_ids
+        self.own_template = bool(tokenizer.chat_template)
+        if chats and not self.own_template:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        starts = tokenizer("").input_ids
+        self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
+        self.cut = 0
+        #: What stands before all that is read: virtual tokens, and how many positions a prefix takes.
+        self.before: Sequence[int] = ()
+        self.taken = 0
+
+    def leave_room(self, before: Sequence[int], taken: int, limit: int | None) -> None:
+        """Have rows end early enough for what stands before them in a model that reads `limit` tokens."""
+        self.before, self.taken = before, taken
+        if limit:
+            self.max_length = min(self.max_length, limit - len(before) - taken)
+
+    def render(self, messages: Sequence[Message], *, answer_next: bool = False, tools: str | None = None) -> str:
+        """The conversation as the model's template writes it.
+
+        Raises:
+            Problem: when the template refuses it (a role or an order that it does not know).
+        """
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer_next, tools=json.loads(tools) if tools else None
+            )
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise Problem(
+                "The model's chat template refuses this conversation.",
+                "It says: {reason}.",
+                "Change the roles or their order, or choose another model.",
+                reason=str(error).rstrip("."),
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens only where the text names them, never a second BOS."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What the model reads before it answers."""
+        return self.encode(self.render(messages, answer_next=True))
+
+    def text_prompt(self, text: str) -> list[int]:
+        """What the model reads before it goes on with a text."""
+        return ([self.tokenizer.bos_token_id] if self.starts_with_bos else []) + self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer without its special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def spell_input(self, text: str) -> Row:
+        """A text as an encoder or a classifier reads it, with the special tokens that the model puts around it. Words
+        that are spelled like special tokens stay words: a text must not be able to end itself."""
+        whole = self.tokenizer(text, split_special_tokens=True)
+        if len(whole.input_ids) > self.max_length:
+            self.cut += 1
+            whole = self.tokenizer(text, split_special_tokens=True, truncation=True, max_length=self.max_length)
+        ids = list(whole.input_ids)
+        # A text of nothing still has to be something to the model.
+        return Row(ids or [self.tokenizer.eos_token_id or 0], segments=whole.get("token_type_ids") if ids else None)
+
+    def spell_answer(self, text: str) -> list[int]:
+        """What a decoder shall write, with the token that ends it; a text that is too long loses its end, and is
+        counted."""
+        ids = list(self.tokenizer(text_target=text, split_special_tokens=True).input_ids)
+        end = self.tokenizer.eos_token_id
+        if end is not None and ids[-1:] != [end]:
+            ids.append(end)
+        if len(ids) > self.max_length:
+            self.cut += 1
+        return ids[: self.max_length]
+
+    def spell_windows(self, question: str, context: str, stride: int) -> list[SpanRow]:
+        """A question with every window of its context; neighbouring windows share `stride` tokens, but never more than
+        half of what fits beside the question, which itself gets half the row at most."""
+        question = self.shorten(question, len(self.encode(question)) - self.max_length // 2)
+        room = self.max_length - len(self.tokenizer(question, "", split_special_tokens=True).input_ids)
+        whole = self.tokenizer(
+            question,
+            context,
+            split_special_tokens=True,
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=max(0, min(stride, room // 2)),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        segments = whole.get("token_type_ids")
+        rows = []
+        for number, (ids, places) in enumerate(zip(whole.input_ids, whole.offset_mapping, strict=True)):
+            kept = [
+                place if of == 1 else None for place, of in zip(places, whole.sequence_ids(number), strict=True)
+            ]  # fmt: skip
+            kept[0] = None  # stands for no answer, also where a model begins with no token of its own
+            rows.append(SpanRow(ids, segments=segments[number] if segments else None, places=kept))
+        return rows
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """A text without its last so many tokens."""
+        if tokens <= 0:
+            return text
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        kept = len(places) - tokens
+        return text[: places[kept - 1][1]] if kept > 0 else ""
+
+    def count_excess(self, messages: tuple[Message, ...]) -> int:
+        """How many tokens a conversation is longer than a row; negative where there is room left."""
+        return len(self.encode(self.render(messages))) - self.max_length
+
+    def spell_text(self, text: str) -> list[Row]:
+        """Raw text, every token learned, its end too; a text longer than `max_length` goes on in the next row."""
+        end = self.tokenizer.eos_token_id
+        ids = self.text_prompt(text) + ([] if end is None else [end])
+        if len(ids) > self.max_length:
+            self.cut += 1
+        # A piece of one token has nothing to predict.
+        pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
+        return [Row(piece, [True] * len(piece)) for piece in pieces if len(piece) > 1]
+
+    def spell_conversation(self, messages: tuple[Message, ...], train_on: str, tools: str | None = None) -> list[Row]:
+        """A conversation with its answers (or the last, or everything) marked as learned.
+
+        The template is rendered turn by turn, and every boundary is checked on token ids: what stands before an answer
+        must be exactly what the model reads when it is asked for that answer. A template that rewrites earlier turns
+        fails that check; then each answer becomes a row of its own, rendered as it would be at use.
+        """
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if not answers:
+            raise Problem("It has no answer.", to_do="Add a turn of the assistant.")
+        if train_on == "everything":
+            ids, trained = self._end_answer(self.encode(self.render(messages, tools=tools)), final=True)
+            return [self._cut(ids, [True] * len(trained))]
+        if train_on == "last_answer":
+            answers = answers[-1:]
+        whole = self._encode_turns(messages, answers, tools)
+        if whole is not None:
+            return [self._cut(*whole)]
+        rows = [self._encode_turns(messages, [index], tools) for index in answers]
+        if None in rows:
+            raise Problem(
+                "The chat template does not say where the answer begins.",
+                "Its prompt is no beginning of the whole.",
+                "Choose another model, or train on everything.",
+            )
+        return [self._cut(*row) for row in rows if row is not None]
+
+    def _encode_turns(
+        self, messages: Sequence[Message], answers: Sequence[int], tools: str | None
+    ) -> tuple[list[int], list[bool]] | None:
+        """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
+        whole = self.render(messages[: answers[-1] + 1], tools=tools)
+        ids: list[int] = []
+        trained: list[bool] = []
+        for index in answers:
+            prompt = self.render(messages[:index], answer_next=True, tools=tools)
+            answered = self.render(messages[: index + 1], tools=tools)
+            before = self.encode(prompt)
+            if not (answered.startswith(prompt) and whole.startswith(answered) and before[: len(ids)] == ids):
+                return None
+            after = self.encode(answered)
+            # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
+            at_once = after[: len(before)] == before
+            learned = after[len(before) :] if at_once else self.encode(answered[len(prompt) :])
+            learned, marks = self._end_answer(learned, final=index == answers[-1])
+            trained += [False] * (len(before) - len(ids)) + marks
+            ids = before + learned
+        return ids, trained
+
+    def _end_answer(self, learned: list[int], *, final: bool) -> tuple[list[int], list[bool]]:
+        """Marks an answer as learned up to the token that ends it; the last one is given an end if it has none."""
+        ends = [position for position, token in enumerate(learned) if token in self.end_ids]
+        if ends:
+            return learned, [position <= ends[-1] for position in range(len(learned))]
+        if final and self.tokenizer.eos_token_id is not None:
+            learned = [*learned, self.tokenizer.eos_token_id]
+        return learned, [True] * len(learned)
+
+    def _cut(self, ids: list[int], trained: list[bool]) -> Row:
+        if len(ids) > self.max_length:
+            self.cut += 1
+        return Row(ids[: self.max_length], trained[: self.max_length])
+
+
+@dataclass
+class Rows:
+    """All rows of a data set as tokens, and what became of the others.
+
+    `examples[i]` is the one that `rows[i]` was made of; several rows may be made of one.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    cut: int = 0
+    empty: int = 0
+    refused: list[Problem] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.length for row in self.rows)
+
+    @property
+    def targets(self) -> int:
+        return sum(row.targets for row in self.rows)
+
+
+def count_targets(row: Row) -> int:
+    """How many things the row teaches: tokens, or one label, or one place of an answer."""
+    return row.targets
+
+
+def spell(
+    dataset: Dataset,
+    indices: Sequence[int],
+    objective: Objective,
+    tokens: Tokens,
+    settings: DataSettings,
+    field: str = "data.train",
+) -> Rows:
+    """Turn the examples of those indices into rows; what gives no row is counted or kept with its Problem.
+
+    Raises:
+        Problem: beside `task`, when no row is of a kind that the task can learn from.
+    """
+    result = Rows()
+    cut_before = tokens.cut
+    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
+        raise refuse(objective.name, dataset.examples[indices[0]])
+    for index in indices:
+        example = dataset.examples[index]
+        try:
+            spelled = objective.spell(example, tokens, settings)
+        except Problem as problem:
+            facts = problem.facts | {"row": dataset.numbers[index]}
+            result.refused.append(
+                Problem(
+                    "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
+                )
+            )
+            continue
+        for row in spelled:
+            if row.targets:
+                result.rows.append(row)
+                result.examples.append(example)
+            else:
+                result.empty += 1
+    result.cut = tokens.cut - cut_before
+    return result
+
+
+def order_rows(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no memory of it."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors.
+
+    `where` (bins, length) marks what `targets` are about: the positions whose *next* token is a target, with `targets`
+    (n,) those tokens in reading order; of an encoder and decoder, the decoder's positions that write a target. Where
+    one label or one place is learned of each row, `targets` is (rows,), (rows, labels) or (rows, 2), and `where` marks
+    the positions that an answer can have.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    where: torch.Tensor
+    targets: torch.Tensor
+    segments: torch.Tensor | None = None
+    answers: torch.Tensor | None = None  # (rows, length) for the decoder, -100 beyond its end
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = (getattr(self, one.name) for one in fields(self))
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in tensors))  # type: ignore[arg-type]
+
+
+def collate(rows: Sequence[Row], pad: int, *, pack: int | None, before: Sequence[int] = ()) -> Batch:
+    """Join rows into a batch.
+
+    Args:
+        pad: the token that fills up.
+        before: virtual tokens that stand before every row, of which none is learned.
+        pack: longest sequence to join rows into, or None to give each row a sequence of its own. Joined rows never see
+            each other: their positions start again at 0, from which transformers makes the block mask.
+    """
+    if isinstance(rows[0], LabelRow | SpanRow | AnswerRow):
+        return _collate_apart(rows, pad, before)
+    if before:
+        # A row's own first token is none that is learned, with or without something before it.
+        unlearned = [False] * (len(before) + 1)
+        rows = [Row([*before, *row.ids], unlearned + row.trained[1:]) for row in rows]
+    bins: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: -len(row.ids)) if pack else rows:
+        room = next((b for b in bins if sum(len(other.ids) for other in b) + len(row.ids) <= (pack or 0)), None)
+        if pack and room is not None:
+            room.append(row)
+        else:
+            bins.append([row])
+    length = max(sum(len(row.ids) for row in b) for b in bins)
+    ids = torch.full((len(bins), length), pad)
+    positions = torch.zeros((len(bins), length), dtype=torch.long)
+    mask = torch.zeros((len(bins), length), dtype=torch.long)
+    where = torch.zeros((len(bins), length), dtype=torch.bool)
+    targets = []
+    for line, rows_of_bin in enumerate(bins):
+        start = 0
+        for row in rows_of_bin:
+            end = start + len(row.ids)
+            ids[line, start:end] = torch.tensor(row.ids)
+            positions[line, start:end] = torch.arange(len(row.ids))
+            mask[line, start:end] = 1
+            learned = torch.tensor(row.trained[1:], dtype=torch.bool)
+            where[line, start : end - 1] = learned
+            targets.append(ids[line, start + 1 : end][learned])
+            start = end
+        positions[line, start:] = torch.arange(length - start)
+    return Batch(ids, positions, None if pack else mask, where, torch.cat(targets))
+
+
+def _collate_apart(rows: Sequence[Row], pad: int, before: Sequence[int]) -> Batch:
+    """Rows that teach something else than their own next tokens: each has a line of its own. `where` and `targets` are
+    about the row's own tokens, whatever stands before them."""
+    ids = _pad([[*before, *row.ids] for row in rows], pad)
+    mask = _pad([[1] * (len(before) + len(row.ids)) for row in rows], 0)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    segments = None
+    if rows[0].segments is not None:
+        segments = _pad([[0] * len(before) + (row.segments or []) for row in rows], 0)
+    where, answers = mask[:, len(before) :].bool(), None
+    if isinstance(rows[0], SpanRow):
+        targets = torch.tensor([row.span for row in rows if isinstance(row, SpanRow)])
+        places = [[place is not None for place in row.places] for row in rows if isinstance(row, SpanRow)]
+        where = _pad(places, False)
+        where[:, 0] = True
+    elif isinstance(rows[0], AnswerRow):
+        answers = _pad([row.answer for row in rows if isinstance(row, AnswerRow)], -100)
+        where = answers != -100
+        targets = answers[where]
+    else:
+        targets = torch.tensor([row.label for row in rows if isinstance(row, LabelRow)])
+    return Batch(ids, positions, mask, where, targets, segments, answers)
+
+
+def _pad(lines: Sequence[Sequence[Any]], value: Any) -> torch.Tensor:
+    """Lines of different lengths as one tensor, filled up on the right."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(line) for line in lines], True, value)
+
+
+class Reader:
+    """How logits at the targets are had from this model, found by trying and not by its name.
+
+    Packing is used only where two joined rows give what each gives alone, and the head is computed at the targets only
+    where that gives what computing it everywhere gives.
+
+    Args:
+        kind: which head the model has, as an objective names it; only causal_lm is ever packed.
+        before: virtual tokens that stand before every row; `collate` has to be told of them.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, packing: bool, kind: str = "causal_lm", before: Sequence[int] = ()):
+        self.selects = False
+        self.packs = False
+        self.kind = kind
+        self.before = before
+        names = inspect.signature(model.forward).parameters
+        # All others count positions themselves, and not all of them from 0.
+        self.takes_positions = kind == "causal_lm" and "position_ids" in names
+        self.takes_segments = "token_type_ids" in names
+        self.caches = "use_cache" in names
+        if kind == "causal_lm":
+            self._probe(model, names, packing)
+
+    def behind(self, before: Sequence[int]) -> Reader:
+        """The same for rows behind these virtual tokens."""
+        reader = copy.copy(self)
+        reader.before = before
+        return reader
+
+    def _probe(self, model: PreTrainedModel, names: Mapping[str, Any], packing: bool) -> None:
+        embedding = model.get_input_embeddings()
+        vocabulary = getattr(embedding, "base", embedding).weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        first, second = (torch.randint(vocabulary, (size,), generator=generator).tolist() for size in (5, 7))
+        rows = [Row(first, [True] * 5), Row(second, [True] * 7)]
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            separate = collate(rows, 0, pack=None, before=self.before)
+            apart = self.logits(model, separate.to(model.device))
+            if "logits_to_keep" in names:
+                self.selects = self._agrees(model, separate, apart, selects=True)
+            if packing and self.takes_positions:
+                # collate puts the longer row first
+                joined = collate(rows, 0, pack=12 + 2 * len(self.before), before=self.before)
+                self.packs = self._agrees(model, joined, torch.cat([apart[4:], apart[:4]]), selects=self.selects)
+        model.train(was_training)
+
+    def _agrees(self, model: PreTrainedModel, batch: Batch, expected: torch.Tensor, *, selects: bool) -> bool:
+        before, self.selects = self.selects, selects
+        try:
+            got = self.logits(model, batch.to(model.device))
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            return False
+        finally:
+            self.selects = before
+        tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+        if got.shape != expected.shape:
+            return False
+        return bool((got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1))
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """What the objective's loss takes: logits (n, vocabulary) at the targets of a model that writes, (rows, labels)
+        of one that classifies, (rows, length, 2) of one that marks answers, minus infinity where none can be."""
+        more: dict[str, Any] = {}
+        if self.takes_positions:
+            more["position_ids"] = batch.position_ids
+        if self.takes_segments and batch.segments is not None:
+            more["token_type_ids"] = batch.segments
+        if self.caches:
+            more["use_cache"] = False
+        if self.selects:
+            more["logits_to_keep"] = batch.where
+        if batch.answers is not None:
+            more["decoder_input_ids"] = start_decoder(model, batch.answers)
+        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **more)
+        if self.kind == "question_answering":
+            both = torch.stack([output.start_logits, output.end_logits], -1).float()[:, len(self.before) :]
+            return both.masked_fill(~batch.where[..., None], -torch.inf)
+        logits = output.logits
+        return logits if logits.ndim == 2 else logits[batch.where]
+
+
+def start_decoder(model: Any, answers: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads to write these answers: the same, one place later, as the model itself would shift them."""
+    inner = getattr(model, "module", model)  # several devices wrap the model
+    return inner.prepare_decoder_input_ids_from_labels(labels=answers)

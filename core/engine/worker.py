@@ -1,0 +1,94 @@
+"""The worker: becomes a run folder's one writer, does the job that its config names, and says how it ended."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from core.config import Config
+from core.fit import check_model
+from core.problem import Problem
+from core.runs import ExportConfig, Run
+
+log = logging.getLogger("atelier")
+
+
+def work(run: Run) -> dict[str, Any]:
+    """Do a run's job to its end. Whatever happens, result.json says so, and only then.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        Problem: when the run is already done or another process works on it; the folder is untouched then.
+    """
+    if run.state() == "completed":
+        raise Problem("The run {run} is already completed.", to_do="Start a new one with other settings.", run=run.id)
+    os.umask(0o077)  # what is learned from private rows is private
+    with run.claim():
+        (run.folder / "result.json").unlink(missing_ok=True)
+        run.take("resume")
+        for name in ("SIGINT", "SIGTERM"):
+            signal.signal(getattr(signal, name), lambda *_: run.ask("stop"))
+        try:
+            result = _do(run)
+        except Problem as problem:
+            result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
+        except OSError as error:
+            traceback.print_exc()
+            full = error.errno == errno.ENOSPC
+            problem = (
+                Problem("The disk is full.", "{error}.", "Free some space and resume the run.", error=error)
+                if full
+                else _unforeseen(error)
+            )
+            result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
+        except (Exception, SystemExit) as error:  # the reader of the folder must learn of anything that ends the work
+            traceback.print_exc()
+            unexpected = _unforeseen(error)
+            result = {"outcome": "failed", "message": str(unexpected), "problem": unexpected.to_data()}
+        metrics = run.metrics()
+        last = metrics.steps[-1] if metrics.steps else {}
+        result = {
+            "message": "",
+            "step": last.get("step", 0),
+            "steps": last.get("steps"),
+            "adapter": run.has_adapter(),
+        } | result
+        run.finish(**result)
+    return result
+
+
+def _unforeseen(error: BaseException) -> Problem:
+    return Problem(
+        "The work ended with an error that was not foreseen: {error}.",
+        to_do="The log has the details.",
+        error=f"{type(error).__name__}: {error}".rstrip("."),
+    )
+
+
+def _do(run: Run) -> dict[str, Any]:
+    data = run.config_data()
+    if data.get("job") == "export":
+        from core.engine.export import export_job
+
+        return export_job(run, ExportConfig.model_validate(data))
+    config = Config.read(data)
+    check_model(config)  # before the data is read, which may take long
+    from core.engine.loop import train
+
+    return train(run, config)
+
+
+def main(run: Run) -> int:
+    """`python -m core work`: the detached worker; its output goes to the run's log."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log.info("working on %s", run.id)
+    result = work(run)
+    log.info("%s %s", result["outcome"], result["message"])
+    return 0 if result["outcome"] in ("completed", "stopped") else 2

@@ -1,0 +1,1 @@
+"""The window: draws and reads, never computes; torch is never imported here."""

@@ -1,0 +1,202 @@
+"""One run on a page: its state, its buttons, its charts, its samples; the Train and the Runs tab show the same."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import gradio as gr
+
+from core import runs
+from core.problem import Problem
+from core.runs import Metrics, Run
+from studio import answers, charts, report
+from studio.tabs import Page
+
+_KEPT = 32
+_readers: OrderedDict[str, Metrics] = OrderedDict()
+_reading = threading.Lock()
+
+Updates = dict[Any, Any]
+
+
+def read_metrics(run: Run) -> Metrics:
+    """The run's numbers, read on from where the last look ended."""
+    with _reading:
+        path = run.folder / "metrics.jsonl"
+        reader = _readers.get(str(path))
+        if reader is None or (path.stat().st_size if path.exists() else 0) < reader.offset:
+            reader = Metrics(path)
+        _readers[str(path)] = reader
+        _readers.move_to_end(str(path))
+        while len(_readers) > _KEPT:
+            _readers.popitem(last=False)
+        reader.read()
+        # A copy of the lists: another request may read on while this one draws.
+        return Metrics(path, list(reader.steps), list(reader.evals), list(reader.events), reader.offset)
+
+
+def find(run_id: Any) -> Run | None:
+    """The run of an id that came from the page; None when there is none."""
+    try:
+        return runs.find_id(run_id) if isinstance(run_id, str) and run_id else None
+    except Problem:
+        return None
+
+
+def signature(run: Run) -> str:
+    """What changes when the run has something new to show."""
+    stamps = []
+    for name in ("metrics.jsonl", "samples.jsonl", "result.json", "worker.json"):
+        try:
+            status = (run.folder / name).stat()
+            stamps.append(f"{status.st_size}:{status.st_mtime_ns}")
+        except OSError:
+            stamps.append("-")
+    return " ".join([run.id, run.state(), str(run.has_adapter()), *stamps])
+
+
+class Panel:
+    """The components that show one run, and the handlers behind its buttons."""
+
+    def __init__(self, page: Page, run: gr.BrowserState):
+        """Draw it here; `run` holds the id of the run that it shows."""
+        self.page, self.run, words = page, run, page.words
+        self.seen = gr.State("")
+        self.head = gr.HTML(elem_classes=["run-card"])
+        with gr.Row(elem_classes=["actions"]):
+            self.stop = gr.Button(words.t("common.stop"), variant="stop", visible=False, size="md", min_width=100)
+            self.resume = gr.Button(
+                words.t("common.resume"), variant="primary", visible=False, size="md", min_width=100
+            )
+            self.chat = gr.Button(words.t("common.chat_with_it"), visible=False, size="md", min_width=120)
+            self.export = gr.Button(words.t("common.export_it"), visible=False, size="md", min_width=100)
+        self.trouble = gr.HTML()
+        with gr.Column(elem_classes=["plots"]):
+            self.chart = charts.component(words.t("common.loss_chart"))
+            self.small = charts.component(words.t("common.small_charts"), kind="small")
+            self.matrix = charts.component(words.t("common.matrix"), kind="matrix")
+        gr.HTML(f"<h3>{report.escape(words.t('common.samples_title'))}</h3>")
+        self.samples = gr.HTML()
+        with gr.Accordion(words.t("common.events_title"), open=False):
+            self.events = gr.HTML()
+        self._listen()
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Every component that `refresh` may change."""
+        return [
+            self.seen,
+            self.head,
+            self.stop,
+            self.resume,
+            self.chat,
+            self.export,
+            self.trouble,
+            self.chart,
+            self.small,
+            self.matrix,
+            self.samples,
+            self.events,
+        ]
+
+    def refresh(self, run_id: Any, seen: Any) -> Updates:
+        """What has changed since `seen`; nothing when nothing has."""
+        run = find(run_id)
+        if run is None:
+            return {self.seen: ""} if seen else {}
+        now = signature(run)
+        if now == seen:
+            return {}
+        # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
+        try:
+            return {self.seen: now} | self._draw(run)
+        except (Problem, KeyError, TypeError, ValueError, OSError) as error:
+            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"}
+
+    def _draw(self, run: Run) -> Updates:
+        words, metrics, state = self.page.words, read_metrics(run), run.state()
+        return {
+            self.head: report.headline(words, run, metrics),
+            self.stop: gr.update(visible=state in ("queued", "running")),
+            self.resume: gr.update(visible=run.resumable),
+            self.chat: gr.update(visible=run.has_adapter(), value=self._invitation(run)),
+            self.export: gr.update(visible=run.has_adapter() and state not in report.ACTIVE),
+            self.chart: {"figures": [charts.loss_figure(metrics, run.id, self._names())] if metrics.steps else []},
+            self.small: {"figures": self._small(metrics, run.id)},
+            self.matrix: {"figures": self._matrix(run, metrics)},
+            self.samples: report.samples(words, run.samples()),
+            self.events: report.events(words, metrics),
+        }
+
+    def _invitation(self, run: Run) -> str:
+        """What the button to Chat says: not everything that was trained is talked to."""
+        writes = answers.about(run).manner in answers.GENERATING if run.has_adapter() else True
+        return self.page.words.t("common.chat_with_it" if writes else "common.try_it")
+
+    def _names(self) -> dict[str, str]:
+        return {
+            name: self.page.words.t(f"common.curve_{name}")
+            for name in ("raw", "smoothed", "evaluation", "step", "loss")
+        }
+
+    def _small(self, metrics: Metrics, run_id: str) -> list[charts.Figure]:
+        columns = [
+            name
+            for name in ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
+            if any(row.get(name) is not None for row in metrics.steps[-5:])
+        ]
+        words, step = self.page.words, self.page.words.t("common.curve_step")
+        figures = [
+            charts.small_figure(metrics, run_id, name, words.t(f"common.curve_{name}"), step) for name in columns
+        ]
+        scored = {f"eval_{name}": words.t(f"common.score_{name}") for name in report.SCORES}
+        scored = {
+            column: name for column, name in scored.items() if any(row.get(column) is not None for row in metrics.evals)
+        }
+        if scored:
+            figures.insert(0, charts.score_figure(metrics, run_id, scored, step))
+        return figures
+
+    def _matrix(self, run: Run, metrics: Metrics) -> list[charts.Figure]:
+        """What the newest evaluation confused with what; where a row may have several labels, how each of them fared."""
+        words, table = self.page.words, report.confusion(run, metrics)
+        if table is None:
+            return []
+        labels, counts, several = table
+        names = {"title": words.t("common.matrix"), "true": words.t("common.matrix_true")}
+        names["said"] = "" if several else words.t("common.matrix_said")
+        columns = [words.t(f"common.matrix_{name}") for name in ("right", "missed", "wrong")] if several else labels
+        return [charts.matrix_figure(labels, columns, counts, f"{run.id}-matrix", names)]
+
+    def _listen(self) -> None:
+        quick = {"queue": False, "show_progress": "hidden"}
+        look = {"inputs": [self.run, self.seen], "outputs": self.outputs}
+
+        def refresh(run_id: Any, seen: Any) -> Any:
+            return self.refresh(run_id, seen) or gr.skip()
+
+        self.page.timer.tick(refresh, **look, **quick)
+        self.run.change(refresh, **look, **quick)
+        self.page.blocks.load(lambda run_id: refresh(run_id, ""), inputs=[self.run], outputs=self.outputs, **quick)
+        for button, act in ((self.stop, self.page.launcher.stop), (self.resume, self.page.launcher.resume)):
+            button.click(
+                lambda run_id, act=act: self._act(run_id, act), inputs=[self.run], outputs=self.outputs, **quick
+            )
+        for button, tab in ((self.chat, "chat"), (self.export, "export")):
+            button.click(
+                lambda run_id, tab=tab: (run_id, self.page.go(tab)),
+                inputs=[self.run],
+                outputs=[self.page.run, self.page.tabs],
+                **quick,
+            )
+
+    def _act(self, run_id: Any, act: Any) -> Updates:
+        run = find(run_id)
+        try:
+            if run is not None:
+                act(run)
+        except Problem as problem:
+            return {self.trouble: report.problems(self.page.words, problem.parts)}
+        return {self.trouble: ""} | self.refresh(run_id, "")

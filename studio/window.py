@@ -1,0 +1,171 @@
+"""The page: a header, and one tab for each file in tabs/."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import uvicorn
+
+from core import runs
+from core.problem import Problem
+from studio import language as languages
+from studio import report, tabs, theme
+from studio.gate import GateSettings, create_app
+from studio.language import Language
+from studio.launcher import Launcher
+from studio.panel import Updates, find, read_metrics
+from studio.tabs import Page
+
+_QUICK = {"queue": False, "show_progress": "hidden"}
+_SWITCH = """
+const button = element.querySelector('[data-theme]');
+button.addEventListener('click', () => {
+  window.atelierThemed = true;
+  const dark = document.body.classList.toggle('dark');
+  localStorage.setItem('atelier.theme', dark ? 'dark' : 'light');
+});
+for (const link of element.querySelectorAll('a[data-language]')) link.href = '/language/' + link.dataset.language;
+"""
+_LEAD = "element.addEventListener('click', (e) => { if (e.target.closest('[data-lead]')) trigger('click'); });"
+
+
+def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
+    """The whole window in one language; nothing of it starts a process."""
+    words = Language(language)
+    with gr.Blocks(title=words.t("common.title"), analytics_enabled=False, fill_width=True) as blocks:
+        page = Page(
+            words=words,
+            blocks=blocks,
+            tabs=gr.Tabs(selected="train", render=False, elem_classes=["atelier-tabs"]),
+            run=gr.BrowserState("", storage_key="atelier.run", secret="atelier"),
+            data=gr.State(None),
+            config=gr.State(None),
+            timer=gr.Timer(2),
+            launcher=launcher or Launcher(),
+        )
+        _Header(page)
+        page.tabs.render()
+        with page.tabs:
+            for name, tab in tabs.walk().items():
+                with gr.Tab(words.t(tab.NAME), id=name, elem_id=f"tab-{name}"):
+                    tab.build(page)
+        for handler in blocks.fns.values():
+            # Gradio writes a manual of every handler and field into the page, some twenty megabytes with so many.
+            handler.api_visibility = "private"
+            if handler.show_progress == "hidden" and handler.show_progress_on is None:
+                # At every event the page looks up each field that ever showed progress: seconds, when all of them do.
+                handler.show_progress_on = [page.timer]
+    return blocks
+
+
+class _Header:
+    """Name, device, what is running, language, light and dark: on every page."""
+
+    def __init__(self, page: Page):
+        self.page, words = page, page.words
+        self.seen = gr.State("")
+        self.leads_to = gr.State("")
+        with gr.Row(elem_classes=["header"], equal_height=True):
+            gr.HTML(f"<h1>{report.escape(words.t('common.title'))}</h1>", min_width=90, elem_classes=["brand"])
+            self.device = gr.HTML(elem_classes=["chips"], min_width=120)
+            self.running = gr.HTML(js_on_load=_LEAD, elem_classes=["chips"], min_width=120)
+            gr.HTML(_switches(words), js_on_load=_SWITCH, elem_classes=["switches"], min_width=120)
+        shown = [self.seen, self.device, self.running, self.leads_to]
+        page.timer.tick(self._refresh, inputs=[self.seen], outputs=shown, **_QUICK)
+        page.blocks.load(lambda: self._refresh(""), outputs=shown, **_QUICK)
+        self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
+
+    def _refresh(self, seen: Any) -> Any:
+        device, (run_id, running) = self.page.launcher.device(), self._running()
+        now = f"{device}|{run_id}|{running}"
+        if now == seen:
+            return gr.skip()
+        device = device or self.page.words.t("common.asking_device")
+        updates: Updates = {
+            self.seen: now,
+            self.device: f"<span class='chip'>{report.escape(device)}</span>",
+            self.leads_to: run_id,
+        }
+        updates[self.running] = (
+            f"<button type='button' class='chip lead' data-lead>{report.escape(running)}</button>" if running else ""
+        )
+        return updates
+
+    def _running(self) -> tuple[str, str]:
+        """The run at work and how far it is; else how many wait."""
+        words = self.page.words
+        active = [run for run in runs.all_runs() if run.state() in report.ACTIVE]
+        working = [run for run in active if run.state() != "queued"] or active[-1:]
+        if not working:
+            return "", ""
+        run = working[0]
+        metrics = read_metrics(run)
+        step, steps = report.progress(run, metrics)
+        parts = [
+            run.title,
+            words.share(step / steps) if steps and run.state() != "queued" else words.t(f"common.word_{run.state()}"),
+        ]
+        left = metrics.steps[-1].get("eta_s") if metrics.steps and run.state() == "running" else None
+        if isinstance(left, int | float):
+            parts.append(words.duration(left))
+        if len(active) > 1:
+            parts.append(words.t("common.waiting", count=len(active) - 1))
+        return run.id, " · ".join(parts)
+
+    def _lead(self, run_id: Any) -> Any:
+        run = find(run_id)
+        return {self.page.run: run.id, self.page.tabs: self.page.go("runs")} if run else gr.skip()
+
+
+def _switches(words: Language) -> str:
+    names = {code: Language(code).t("common.language") for code in languages.codes()}
+    links = "".join(
+        f"<a data-language='{code}' lang='{code}' href='/language/{code}'>{report.escape(name)}</a>"
+        for code, name in names.items()
+        if code != words.code
+    )
+    return f"<nav>{links}<button type='button' data-theme title='{report.escape(words.t('common.light_dark'))}' aria-label='{report.escape(words.t('common.light_dark'))}'>◐</button></nav>"
+
+
+def serve(settings: GateSettings) -> int:
+    """Open the studio at its address and stay until it is told to end; workers that it started go on.
+
+    Raises:
+        Problem: the address is taken.
+    """
+    launcher = Launcher()
+    windows = {code: build(code, launcher) for code in languages.codes()}
+    app = create_app(
+        windows, settings, _resolve, say=languages.say, theme=theme.build(), css_paths=[theme.STYLE], head=theme.HEAD
+    )
+    with socket.socket(socket.AF_INET6 if ":" in settings.address else socket.AF_INET) as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.address, settings.port))
+        except OSError as error:
+            raise Problem(
+                "The port {port} cannot be used.",
+                "{error}.",
+                "Another studio may be open; end it, or give another port with --port.",
+                port=settings.port,
+                error=error.strerror,
+            ) from None
+    launcher.start()
+    print(f"Atelier is open at {next(iter(settings.hosts().values()))}", flush=True)
+    try:
+        # A page keeps a connection open for as long as it is looked at; the end must not wait for it.
+        uvicorn.run(app, host=settings.address, port=settings.port, log_level="warning", timeout_graceful_shutdown=1)
+    finally:
+        launcher.close()
+    return 0
+
+
+def _resolve(run_id: str, path: str) -> Path | None:
+    """What lies at that path in a run's folder, for the download route, which checks that it stays inside."""
+    run = find(run_id)
+    return run.folder / path if run else None

@@ -1,0 +1,318 @@
+"""A person's first evening in a real browser: Data, Train, reload, Chat, Compare, Export; and a studio that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from ground import ROOT
+
+from studio.language import Language
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+).split()
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+WAIT = 180_000
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    found = next(filter(None, map(shutil.which, NAMES)), MAC if Path(MAC).exists() else None)
+    if found is None:
+        message = "no Chromium or Chrome on this machine; on Debian: sudo apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=CHROMIUM)
+        yield opened
+        opened.close()
+
+
+class Studio:
+    """The real studio on a free port with a home of its own; it can be killed and opened again."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.open()
+
+    def open(self) -> None:
+        environment = os.environ | {
+            "ATELIER_HOME": str(self.home),
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        with (self.home.parent / "studio.log").open("ab") as log:
+            command = [sys.executable, "app.py", "--port", str(self.port)]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                httpx.get(self.url + "/en/", timeout=30)
+                return
+            except httpx.TransportError:
+                assert self.process.poll() is None, (self.home.parent / "studio.log").read_text()
+                time.sleep(0.5)
+        raise AssertionError("the studio did not open")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def runs(self) -> list[dict]:
+        environment = os.environ | {"ATELIER_HOME": str(self.home)}
+        listed = subprocess.run(
+            [sys.executable, "-m", "core", "runs", "--json"], cwd=ROOT, env=environment, capture_output=True, check=True
+        )
+        return json.loads(listed.stdout)
+
+    def end(self) -> None:
+        """End the studio and every worker of its runs, by their recorded process."""
+        for note in self.home.glob("runs/*/worker.json"):
+            worker = json.loads(note.read_text())
+            try:
+                process = psutil.Process(worker["pid"])
+                if abs(process.create_time() - worker["birth"]) < 1:
+                    process.kill()
+            except psutil.Error:
+                pass
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, browser: sync_api.Browser) -> Iterator[Studio]:
+    opened = Studio(tmp_path_factory.mktemp("evening") / "home")
+    yield opened
+    opened.end()
+
+
+@pytest.fixture
+def page(browser: sync_api.Browser, studio: Studio) -> Iterator[sync_api.Page]:
+    """A page that fails the test on any console error and on any request to elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB", accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            wrong.append(request.url) if not request.url.startswith((studio.url, "data:", "blob:")) else None
+        ),
+    )
+    page.wrong = wrong  # type: ignore[attr-defined]
+    yield page
+    context.close()
+    assert not wrong, wrong
+
+
+def open_tab(page: sync_api.Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def points(page: sync_api.Page) -> int:
+    """How many points the first curve of the loss chart has."""
+    return page.evaluate(
+        "() => { const plot = document.querySelector('.js-plotly-plot'); return plot && plot.data && plot.data.length ? plot.data[0].x.length : 0; }"
+    )
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = WAIT / 1000) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows as somebody brings them: a CSV whose columns have names of their own language."""
+    path = tmp_path_factory.mktemp("data") / "my questions.csv"
+    lines = ["question,answer"] + [f'"What is number {n}?","Ahoy! It is ""number {n}"", matey."' for n in range(60)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_first_evening(page: sync_api.Page, studio: Studio, data_file: Path, tmp_path: Path) -> None:
+    page.goto(studio.url)
+    expect(page).to_have_url(re.compile("/en/"))
+
+    # Data: a file is dropped, recognised and shown as a conversation.
+    open_tab(page, "Data")
+    page.locator("#tab-data input[type=file], input[type=file]").first.set_input_files(str(data_file))
+    expect(page.get_by_text("What is number 0?")).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("matey").first).to_be_visible()
+    page.get_by_role("button", name="Use it for training").click()
+
+    # Train: the choices are there; one impossible number is refused beside its field, and nothing typed is lost.
+    start = page.locator("#train-start")
+    expect(start).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("57, and 3 set aside")).to_be_visible(timeout=WAIT)
+    epochs = page.get_by_label("Epochs")
+    epochs.fill("-3")
+    epochs.blur()
+    expect(page.get_by_role("alert").first).to_contain_text("Epochs", timeout=WAIT)
+    start.click()
+    time.sleep(1)
+    assert studio.runs() == []
+    epochs.fill("6")
+    epochs.blur()
+    expect(page.get_by_role("alert")).to_have_count(0, timeout=WAIT)
+    expect(page.get_by_text("57, and 3 set aside")).to_be_visible(timeout=WAIT)
+
+    # Start, pressed by somebody impatient.
+    start.evaluate("button => { for (let i = 0; i < 5; i++) button.click(); }")
+    wait_for(lambda: points(page) > 2)
+    assert len(studio.runs()) == 1
+    before = points(page)
+    wait_for(lambda: points(page) > before)
+    expect(page.get_by_text(re.compile("Training, step")).first).to_be_visible()
+
+    # Reload in mid-run: the page finds the run again, the chart goes on.
+    page.reload()
+    wait_for(lambda: points(page) > before)
+    expect(page.get_by_text(re.compile("Done after")).first).to_be_visible(timeout=WAIT)
+    run = studio.runs()[0]
+    assert (run["state"], run["step"]) == ("completed", 48)
+    assert run["loss"] < 1
+
+    # Chat: the answer streams in and says which weights made it.
+    page.get_by_role("button", name="Chat with it").first.click()
+    box = page.locator("#chat-box textarea")
+    box.fill("What is number 7?")
+    box.press("Enter")
+    talk = page.locator("#chat-talk")
+    expect(talk).to_contain_text("Ahoy", timeout=WAIT)
+    expect(talk).to_contain_text("step 48", timeout=WAIT)
+    expect(talk).to_contain_text("tokens/s", timeout=WAIT)
+
+    # Compare: three columns from one base, each with its own weights.
+    open_tab(page, "Compare")
+    box = page.locator("#compare-box textarea")
+    box.fill("What is number 5?")
+    page.locator("#compare-send").click()
+    said = [page.locator(f"#compare-said-{number}") for number in range(3)]
+    for column in said:
+        expect(column).to_contain_text("tokens/s", timeout=WAIT)
+    expect(said[0]).to_contain_text("no adapter")
+    expect(said[0]).not_to_contain_text("Ahoy")
+    expect(said[1]).to_contain_text("Ahoy")
+    expect(said[1]).to_contain_text("strength 1")
+    expect(said[2]).to_contain_text("Ahoy")
+    expect(said[2]).to_contain_text("merged")
+
+    # Export: the merged model as files and as a folder.
+    open_tab(page, "Export")
+    page.locator("#export-merged").click()
+    link = page.locator("#export-made a", has_text="model.safetensors")
+    expect(link).to_be_visible(timeout=WAIT)
+    with page.expect_download() as download:
+        link.click()
+    assert Path(download.value.path()).stat().st_size > 1_000_000
+    with page.expect_download() as download:
+        page.locator("#export-made a[href*='.zip']").first.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
+        archive.extractall(tmp_path / "model")
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(next((tmp_path / "model").rglob("config.json")).parent)
+
+
+def test_studio_is_killed_and_the_run_goes_on(page: sync_api.Page, studio: Studio) -> None:
+    page.goto(studio.url + "/en/")
+    open_tab(page, "Train")
+    again = page.get_by_role("button", name="New training")
+    start = page.locator("#train-start")
+    expect(again.or_(start).first).to_be_visible(timeout=WAIT)
+    if again.is_visible():
+        again.click()
+    expect(start).to_be_visible(timeout=WAIT)
+    page.get_by_label("Epochs").fill("40")
+    page.get_by_label("Epochs").blur()
+    start.click()
+    wait_for(lambda: points(page) > 2)
+    step = studio.runs()[0]["step"]
+    studio.kill()
+    wait_for(lambda: studio.runs()[0]["step"] > step)
+    assert studio.runs()[0]["state"] == "running"
+    page.wrong.clear()  # type: ignore[attr-defined]
+    page.goto("about:blank")  # what a page says while its server is away is no fault
+    page.wrong.clear()  # type: ignore[attr-defined]
+    studio.open()
+    page.goto(studio.url + "/en/")
+    open_tab(page, "Train")
+    wait_for(lambda: points(page) > 3)
+    expect(page.get_by_text(re.compile("Training, step")).first).to_be_visible(timeout=WAIT)
+
+    # Stop keeps what was learned; Resume goes on from there; a second Stop ends it.
+    page.get_by_role("button", name="Stop", exact=True).first.click()
+    expect(page.get_by_text(re.compile("Stopped at step")).first).to_be_visible(timeout=WAIT)
+    stopped = studio.runs()[0]
+    assert (stopped["state"], stopped["adapter"]) == ("stopped", True)
+    page.get_by_role("button", name="Resume").first.click()
+    wait_for(lambda: studio.runs()[0]["step"] > stopped["step"])
+    page.get_by_role("button", name="Stop", exact=True).first.click()
+    expect(page.get_by_text(re.compile("Stopped at step")).first).to_be_visible(timeout=WAIT)
+
+
+@pytest.mark.parametrize(
+    ("code", "width", "theme"),
+    [("en", 1280, "light"), ("en", 400, "dark"), ("zh", 1280, "dark"), ("zh", 400, "light")],
+)
+def test_every_tab_fits_in_every_language(
+    page: sync_api.Page, studio: Studio, code: str, width: int, theme: str
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{studio.url}/{code}/?__theme={theme}")
+    expect(page.locator("#train-start").or_(page.locator(".run-view")).first).to_be_attached(timeout=WAIT)
+    shown = page.evaluate("() => document.documentElement.lang")
+    assert shown.startswith(code)
+    for name in ("data", "train", "runs", "chat", "compare", "export"):
+        assert page.get_by_role("tab", name=Language(code).t(f"{name}.title"), exact=True).count() >= 1
+        page.evaluate("id => document.querySelector(`#tab-${id}-button`)?.click()", name)
+        expect(page.locator(f"#tab-{name}")).to_be_visible(timeout=WAIT)
+        page.wait_for_timeout(300)
+        overflow = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0, f"{name} is {overflow} px too wide"
+
+
+def test_the_browsers_language_is_taken(browser: sync_api.Browser, studio: Studio) -> None:
+    context = browser.new_context(locale="zh-CN")
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(studio.url)
+    expect(page).to_have_url(re.compile("/zh/"))
+    page.locator("a[data-language=en]").click()
+    expect(page).to_have_url(re.compile("/en/"))
+    page.goto(studio.url)
+    expect(page).to_have_url(re.compile("/en/"))
+    context.close()

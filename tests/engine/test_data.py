@@ -1,0 +1,350 @@
+"""What is learned of a row, token by token, and how rows are joined."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ground import FAMILIES
+
+from core.config import DataSettings, ModelSettings
+from core.engine.data import Reader, Tokens, collate, count_targets, order_rows
+from core.engine.model import end_token_ids, load_model
+from core.engine.preview import check_data
+from core.formats import Message
+from core.objectives import Row
+from core.problem import Problem
+
+TALK = (
+    Message("system", "be kind"),
+    Message("user", "the cat"),
+    Message("assistant", "sat"),
+    Message("user", "what is the sky"),
+    Message("assistant", "the colour of the mat"),
+)
+REWRITES = (  # drops what earlier answers said before a bar, as templates of thinking models do
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>"
+    "{{ message.content if loop.last else message.content.split('|')[-1] }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokens_of(folder: Path, template: str | None = "own", max_length: int = 128) -> Tokens:
+    model, tokenizer = load_model(ModelSettings(name=str(folder)), torch.device("cpu"), torch.float32)
+    if template != "own":
+        tokenizer.chat_template = template
+    return Tokens(tokenizer, max_length, end_token_ids(model.generation_config, tokenizer))
+
+
+def learned(tokens: Tokens, row: Row) -> str:
+    return tokens.tokenizer.decode([token for token, trained in zip(row.ids, row.trained, strict=True) if trained])
+
+
+@pytest.fixture(scope="module")
+def llama(family: Callable[[str], Path]) -> Path:
+    return family("llama")
+
+
+def test_answers_are_learned_each_with_its_end(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    (row,) = tokens.spell_conversation(TALK, "answers")
+    assert learned(tokens, row) == "sat</s>the colour of the mat</s>"
+    assert row.ids == tokens.encode(tokens.render(TALK))
+    assert row.ids.count(tokens.tokenizer.bos_token_id) == 1
+
+
+def test_last_answer_and_everything(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    (row,) = tokens.spell_conversation(TALK, "last_answer")
+    assert learned(tokens, row) == "the colour of the mat</s>"
+    (row,) = tokens.spell_conversation(TALK, "everything")
+    assert all(row.trained)
+    assert row.ids == tokens.encode(tokens.render(TALK))
+
+
+def test_what_is_before_an_answer_is_what_is_read_at_use(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    (row,) = tokens.spell_conversation(TALK, "answers")
+    prompt = tokens.prompt(TALK[:4])
+    assert row.ids[: len(prompt)] == prompt
+    assert not row.trained[len(prompt) - 1]
+    assert row.trained[len(prompt)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_template_where_there_is_none(family: Callable[[str], Path], name: str) -> None:
+    tokens = tokens_of(family(name), None)
+    assert not tokens.own_template
+    (row,) = tokens.spell_conversation(TALK, "answers")
+    assert learned(tokens, row) == "sat</s>the colour of the mat</s>"
+    prompt = tokens.prompt(TALK[:2])
+    assert row.ids[: len(prompt)] == prompt
+
+
+def test_template_without_an_end_gets_one(llama: Path) -> None:
+    tokens = tokens_of(
+        llama,
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    )
+    (row,) = tokens.spell_conversation(TALK[:3], "answers")
+    assert learned(tokens, row) == "sat</s>"
+    # Between the turns there is none at use either: only the last answer is given one.
+    (row,) = tokens.spell_conversation(TALK, "answers")
+    assert learned(tokens, row) == "sat" + "the colour of the mat</s>"
+    assert tokens.tokenizer.decode(row.ids).count("</s>") == 1
+
+
+def test_an_end_within_an_answer_is_not_its_end(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    (row,) = tokens.spell_conversation((Message("user", "a"), Message("assistant", "one</s>two")), "answers")
+    assert learned(tokens, row) == "one</s>two</s>"
+
+
+def test_tools_are_in_the_prompt_and_not_learned(llama: Path) -> None:
+    tokens = tokens_of(
+        llama,
+        "{% if tools %}<|tool|>{{ tools[0].name }}{% endif %}"
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+        "{% if message.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    )
+    tools = json.dumps([{"name": "compass"}])
+    for train_on in ("answers", "everything"):
+        (row,) = tokens.spell_conversation(TALK[1:3], train_on, tools)
+        assert tokens.tokenizer.decode(row.ids) == "<|tool|>compass<|user|>the cat<|assistant|>sat</s>"
+        assert (learned(tokens, row) == "sat</s>") == (train_on == "answers")
+
+
+def test_the_generation_settings_name_ends_too(llama: Path) -> None:
+    from transformers import GenerationConfig
+
+    _, tokenizer = load_model(ModelSettings(name=str(llama)), torch.device("cpu"), torch.float32)
+    assert end_token_ids(GenerationConfig(eos_token_id=[7, 9]), tokenizer) == {7, 9, tokenizer.eos_token_id}
+    assert end_token_ids(None, tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_text_after_the_end_is_not_learned(llama: Path) -> None:
+    tokens = tokens_of(
+        llama,
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+        "{% if message.role == 'assistant' %}</s>{% endif %}{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    )
+    (row,) = tokens.spell_conversation(TALK[:3], "answers")
+    assert learned(tokens, row) == "sat</s>"
+    assert not row.trained[-1]
+
+
+def test_template_that_rewrites_earlier_turns_gives_a_row_for_each_answer(llama: Path) -> None:
+    tokens = tokens_of(llama, REWRITES)
+    talk = (Message("user", "a"), Message("assistant", "hm|one"), Message("user", "b"), Message("assistant", "hm|two"))
+    rows = tokens.spell_conversation(talk, "answers")
+    assert [learned(tokens, row) for row in rows] == ["hm|one</s>", "hm|two</s>"]
+    assert rows[1].ids[: len(tokens.prompt(talk[:3]))] == tokens.prompt(talk[:3])
+
+
+def test_boundary_inside_a_token_is_spelled_as_at_use(llama: Path) -> None:
+    """ "the" is one token, "t" + "he" are two: an answer that begins within it is not read that way at use."""
+    tokens = tokens_of(
+        llama,
+        "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}{% endif %}",
+    )
+    (row,) = tokens.spell_conversation((Message("user", "t"), Message("assistant", "he")), "answers")
+    assert row.ids[:1] == tokens.encode("t")
+    assert learned(tokens, row) == "he</s>"
+    # Asked for the next answer the model reads "the" as one token: what was learned first is no beginning of that.
+    talk = (Message("user", "t"), Message("assistant", "he"), Message("user", " cat"), Message("assistant", " sat"))
+    first, second = tokens.spell_conversation(talk, "answers")
+    assert first.ids == tokens.encode("t") + tokens.encode("he") + [tokens.tokenizer.eos_token_id]
+    assert second.ids[: -len(tokens.encode(" sat")) - 1] == tokens.encode("the cat")
+    assert learned(tokens, second) == " sat</s>"
+
+
+def test_refusal_of_a_template_is_a_problem(llama: Path) -> None:
+    tokens = tokens_of(llama, "{{ raise_exception('no system role') }}")
+    with pytest.raises(Problem, match="no system role"):
+        tokens.spell_conversation(TALK, "answers")
+
+
+def test_template_runs_in_a_sandbox(llama: Path) -> None:
+    tokens = tokens_of(llama, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(Problem):
+        tokens.render(TALK)
+
+
+def test_conversation_without_an_answer_is_refused(llama: Path) -> None:
+    with pytest.raises(Problem, match="no answer"):
+        tokens_of(llama).spell_conversation(TALK[:2], "answers")
+
+
+def test_the_text_of_an_answer_has_no_special_tokens(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    assert tokens.decode(tokens.encode("<s><|user|>the cat</s>")) == "the cat"
+
+
+def test_long_rows_are_cut_and_counted(llama: Path) -> None:
+    tokens = tokens_of(llama, max_length=8)
+    (row,) = tokens.spell_conversation(TALK, "answers")
+    assert len(row.ids) == len(row.trained) == 8
+    assert tokens.cut == 1
+    whole = tokens_of(llama).spell_conversation(TALK, "answers")[0]
+    fitting = tokens_of(llama, max_length=len(whole.ids))
+    assert fitting.spell_conversation(TALK, "answers") == [whole]
+    assert fitting.cut == 0
+
+
+def test_raw_text_begins_and_ends(llama: Path) -> None:
+    tokens = tokens_of(llama)
+    (row,) = tokens.spell_text("the cat sat")
+    assert learned(tokens, row).endswith("the cat sat</s>")
+    tokens = tokens_of(llama, max_length=4)
+    rows = tokens.spell_text("the cat sat on the mat")
+    assert len(rows) > 1
+    whole = tokens_of(llama).spell_text("the cat sat on the mat")[0].ids
+    assert [token for row in rows for token in row.ids] == whole
+    assert tokens.cut == 1
+    # One token alone has nothing before it and is no row.
+    tokens = tokens_of(llama, max_length=len(whole) - 1)
+    assert [row.ids for row in tokens.spell_text("the cat sat on the mat")] == [whole[:-1]]
+    tokens = tokens_of(llama, max_length=len(whole))
+    assert [row.ids for row in tokens.spell_text("the cat sat on the mat")] == [whole]
+    assert tokens.cut == 0
+
+
+def test_text_begins_as_the_tokenizer_begins(llama: Path) -> None:
+    """With a BOS for a tokenizer that sets one, without for one that only knows it; in a conversation never two."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = tokens_of(llama)
+    plain = tokens.encode("the cat")
+    assert tokens.text_prompt("the cat") == plain
+    bos = tokens.tokenizer.bos_token_id
+    tokens.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    tokens = Tokens(tokens.tokenizer, 128, tokens.end_ids)
+    assert tokens.text_prompt("the cat") == [bos, *plain]
+    assert tokens.spell_text("the cat")[0].ids == [bos, *plain, tokens.tokenizer.eos_token_id]
+    assert tokens.prompt(TALK[:2]).count(bos) == 1
+
+
+def test_first_token_is_never_a_target() -> None:
+    assert count_targets(Row([1, 2, 3], [True, False, True])) == 1
+    batch = collate([Row([1, 2, 3], [True, False, True])], 0, pack=None)
+    assert batch.targets.tolist() == [3]
+    assert batch.where.tolist() == [[False, True, False]]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert order_rows(50, 1, 0) == order_rows(50, 1, 0)
+    assert order_rows(50, 1, 0) != order_rows(50, 1, 1)
+    assert order_rows(50, 1, 0) != order_rows(50, 2, 0)
+    assert sorted(order_rows(50, 1, 3)) == list(range(50))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_padded_and_alone_are_the_same(family: Callable[[str], Path], name: str) -> None:
+    model, _ = load_model(ModelSettings(name=str(family(name))), torch.device("cpu"), torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    rows = [
+        Row(torch.randint(10, 280, (size,), generator=generator).tolist(), [i % 3 != 1 for i in range(size)])
+        for size in (9, 4, 14, 6)
+    ]
+    reader = Reader(model, packing=True)
+    assert reader.selects
+    # OPT works its positions out of the mask and not of position_ids: rows joined would see each other.
+    assert reader.packs == (name != "opt")
+    with torch.no_grad():
+        alone = torch.cat([reader.logits(model, collate([row], 0, pack=None)) for row in rows])
+        batch = collate(rows, 0, pack=None)
+        assert batch.attention_mask is not None
+        assert batch.attention_mask.tolist() == [[1] * size + [0] * (14 - size) for size in (9, 4, 14, 6)]
+        padded = reader.logits(model, batch)
+        assert torch.allclose(padded, alone, atol=1e-4)
+        if reader.packs:
+            batch = collate(rows, 0, pack=20)
+            assert batch.attention_mask is None  # the blocks are made from the positions
+            assert batch.position_ids[0].tolist() == [*range(14), *range(6)]
+            assert batch.input_ids.shape[0] == 2
+            # The longest first, each into the first sequence with room: 14 + 6 and 9 + 4.
+            order = [2, 3, 0, 1]
+            apart = torch.split(alone, [count_targets(row) for row in rows])
+            wanted = [collate([rows[i]], 0, pack=None).targets for i in order]
+            assert batch.targets.tolist() == torch.cat(wanted).tolist()
+            packed = reader.logits(model, batch)
+            assert torch.allclose(packed, torch.cat([apart[i] for i in order]), atol=1e-4)
+        everywhere = model(input_ids=torch.tensor([rows[0].ids])).logits[0, :-1]
+        assert torch.allclose(alone[: count_targets(rows[0])], everywhere[torch.tensor(rows[0].trained[1:])], atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_trial_leaves_the_model_in_its_mode(family: Callable[[str], Path], training: bool) -> None:
+    model, _ = load_model(ModelSettings(name=str(family("llama"))), torch.device("cpu"), torch.float32)
+    Reader(model.train(training), packing=True)
+    assert model.training is training
+    assert not Reader(model, packing=False).packs
+
+
+def test_a_data_set_is_counted_as_training_would(llama: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    template = next(model.glob("*.jinja"))
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template.write_text(strict + template.read_text())
+
+    def talk(question: str, answer: str) -> dict:
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    refused = {"messages": [{"role": "system", "content": "s"}, *talk("a", "b")["messages"]]}
+    rows = [
+        {"messages": "nothing"},
+        talk("a", "sat"),
+        refused,
+        talk("a", "the mat " * 80),
+        talk("the mat " * 80, "sat"),
+        talk("a", "the cat sat"),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tokens = tokens_of(model, max_length=32)
+    texts = ("sat", "the mat " * 80, "the cat sat")
+    kept = [
+        tokens.spell_conversation((Message("user", "a"), Message("assistant", text)), "answers")[0] for text in texts
+    ]
+    told = check_data(str(path), str(model), settings=DataSettings(train=str(path), max_length=32))
+    counts = ("rows", "trained_rows", "bad_rows", "refused_rows", "empty_rows", "cut_rows")
+    assert [told[key] for key in counts] == [6, 3, 1, 1, 1, 2]
+    lengths = [len(row.ids) for row in kept]
+    assert lengths[1] == 32 > lengths[2] > lengths[0]
+    assert (told["tokens"], told["longest"], told["median"]) == (sum(lengths), 32, lengths[2])
+    assert told["trained_tokens"] == sum(count_targets(row) for row in kept)
+    # By their numbers in the file, though the first row is no example.
+    (bad, told_refused) = told["problems"]
+    assert "1 of 6" in bad or "row 1" in bad.lower()
+    assert told_refused.startswith("Row 3: ") and "no system" in told_refused
+    assert "".join(piece for piece, _ in told["preview"]) == tokens.tokenizer.decode(kept[0].ids)
+    assert [trained for _, trained in told["preview"]] == kept[0].trained
+    # Longer than the model reads is no length to ask for.
+    assert check_data(str(path), str(model), settings=DataSettings(train=str(path), max_length=4096))["longest"] == 128
+
+
+def test_a_preview_ends_an_answer_where_the_model_ends_it(llama: Path, tmp_path: Path) -> None:
+    """By the generation settings, which may name another end than the tokenizer."""
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    template = next(model.glob("*.jinja"))
+    template.write_text(template.read_text().replace("{{ eos_token }}", "<|tool|>"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "sat"}), encoding="utf-8")
+    ends = {"the tokenizer's": "<|tool|></s>", "the model's too": "<|tool|>"}
+    settings = json.loads((model / "generation_config.json").read_text())
+    for whose, end in ends.items():
+        if whose == "the model's too":
+            named = [settings["eos_token_id"], tokens_of(llama).encode("<|tool|>")[0]]
+            (model / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": named}))
+        shown = "".join(piece for piece, learned in check_data(str(path), str(model))["preview"] if learned)
+        assert shown == "sat" + end, whose

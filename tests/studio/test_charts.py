@@ -1,0 +1,102 @@
+"""Figures hold the numbers of the run, gaps stay gaps, and a run keeps its colour."""
+
+import json
+import math
+from pathlib import Path
+
+from core.runs import Metrics
+from studio import charts
+
+NAMES = {name: name for name in ("raw", "smoothed", "evaluation", "step", "loss")}
+
+
+def _metrics(count: int = 5) -> Metrics:
+    steps = [{"step": step, "loss": 5.0 / step, "learning_rate": 1e-3} for step in range(1, count + 1)]
+    return Metrics(Path("none"), steps, [{"step": 0, "eval_loss": 5.0}, {"step": count, "eval_loss": 1.0}])
+
+
+def test_smoothing_of_a_constant_is_the_constant() -> None:
+    assert charts.smooth([2.0] * 50) == [2.0] * 50 or all(
+        math.isclose(value or 0, 2.0) for value in charts.smooth([2.0] * 50)
+    )
+
+
+def test_smoothing_begins_with_the_first_value_and_lies_within() -> None:
+    smoothed = charts.smooth([1.0, 3.0, 1.0, 3.0], span=3)
+    assert smoothed[0] == 1.0
+    assert all(1.0 <= value <= 3.0 for value in smoothed if value is not None)
+
+
+def test_gaps_stay_gaps_and_do_not_count() -> None:
+    assert charts.smooth([1.0, None, 1.0]) == [1.0, None, 1.0]
+
+
+def test_numbers_that_are_none_are_gaps() -> None:
+    metrics = Metrics(
+        Path("none"),
+        [
+            {"step": 1, "loss": float("nan")},
+            {"step": 2, "loss": None},
+            {"step": 3, "loss": True},
+            {"step": 4, "loss": 2.0},
+        ],
+    )
+    figure = charts.loss_figure(metrics, "run", NAMES)
+    assert figure["data"][0]["y"] == [None, None, None, 2.0]
+    json.dumps(figure, allow_nan=False)
+
+
+def test_loss_and_evaluation_stand_in_one_figure() -> None:
+    raw, smoothed, evaluation = charts.loss_figure(_metrics(), "run", NAMES)["data"]
+    assert raw["y"][0] == 5.0 and raw["line"]["width"] < smoothed["line"]["width"]
+    assert raw["line"]["color"] == smoothed["line"]["color"] == charts.colour("run")
+    assert evaluation["x"] == [0, 5] and "markers" in evaluation["mode"]
+
+
+def test_a_long_run_is_thinned_and_keeps_its_last_point() -> None:
+    figure = charts.loss_figure(_metrics(100_000), "run", NAMES)
+    assert len(figure["data"][0]["x"]) <= 1600
+    assert figure["data"][0]["x"][-1] == 100_000
+    assert len(figure["data"][0]["x"]) == len(figure["data"][1]["y"])
+
+
+def test_a_run_keeps_its_colour_and_runs_differ() -> None:
+    assert charts.colour("20261120-153000-a") == charts.colour("20261120-153000-a")
+    assert len({charts.colour(f"2026112{day}-153000-a") for day in range(10)}) > 3
+
+
+def test_the_zoom_is_kept_by_a_key_that_belongs_to_the_run() -> None:
+    first, second = (charts.small_figure(_metrics(), run, "learning_rate", "", "")["key"] for run in ("a", "b"))
+    assert first != second
+
+
+def test_names_of_runs_are_no_markup() -> None:
+    figure = charts.overlay_figure([("a", "<a href='http://x'>b</a>", _metrics())], "step", "loss")
+    assert "<" not in figure["data"][0]["name"]
+
+
+def test_an_empty_run_has_an_empty_figure() -> None:
+    assert charts.loss_figure(Metrics(Path("none")), "run", NAMES)["data"][0]["x"] == []
+
+
+def test_scores_are_drawn_from_0_to_100_and_told_apart_by_more_than_colour() -> None:
+    rows = [{"step": 0, "eval_loss": 1.0}, {"step": 5, "eval_loss": 0.5, "eval_rouge_l": 0.25, "eval_bleu": 12.5}]
+    figure = charts.score_figure(
+        Metrics(Path("none"), [], rows), "run", {"eval_rouge_l": "ROUGE-L", "eval_bleu": "BLEU"}, "step"
+    )
+    rouge, bleu = figure["data"]
+    assert (rouge["x"], rouge["y"], bleu["y"]) == ([5], [25.0], [12.5])
+    assert rouge["marker"]["symbol"] != bleu["marker"]["symbol"] and rouge["line"]["dash"] != bleu["line"]["dash"]
+
+
+def test_a_matrix_shows_counts_and_is_as_deep_as_their_share_of_the_row() -> None:
+    names = {"title": "t", "true": "y", "said": "x"}
+    labels = ["<a href='http://x'>ham</a>", "spam", "a label that is much longer than its tick may be"]
+    figure = charts.matrix_figure(labels, labels, [[3, 1, 0], [0, 0, 0], [0, 2, 2]], "key", names)
+    (trace,) = figure["data"]
+    assert trace["z"] == [[0.75, 0.25, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]] and trace["text"][0] == ["3", "1", "0"]
+    assert trace["texttemplate"] and all(len(tick) <= 40 for tick in figure["rows"][1:])
+    assert "<" not in json.dumps([figure["rows"], figure["columns"], trace["customdata"]]), "labels are no markup"
+    many = [str(number) for number in range(77)]
+    figure = charts.matrix_figure(many, many, [[0] * 77] * 77, "key", names)
+    assert not figure["data"][0]["texttemplate"], "no room for 77 numbers"
