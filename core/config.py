@@ -95,14 +95,14 @@ class DataSettings(Settings):
     train: str = knob(
         "sample:style",
         "Data set",
-        "A file, a built-in sample, or an id on the Hugging Face hub.",
+        "A file or a folder, a built-in sample, or an id on the Hugging Face hub; several with ; between them.",
         min_length=1,
         max_length=1000,
     )
     eval: str | None = knob(
         None,
         "Evaluation data",
-        "A separate file to measure on; empty sets part of the data aside.",
+        "A separate file to measure on; empty takes the files of a folder that are named for it, else sets rows aside.",
         group="data",
         max_length=1000,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core import methods, objectives
+from core import dataset, methods, objectives
 from core.config import Config, Settings
 from core.model import ModelFacts, check_safety, check_task, describe, locate
 from core.problem import Problem
@@ -99,7 +99,7 @@ def _measure(
 
 def count_eval_rows(config: Config, rows: int) -> int:
     """How many of the rows are set aside; always leaves one to train on."""
-    if config.data.eval or rows < 2 or config.data.eval_fraction == 0:
+    if config.data.eval or dataset.has_eval_files(config.data.train) or rows < 2 or config.data.eval_fraction == 0:
         return 0
     return min(rows - 1, max(1, round(rows * config.data.eval_fraction)))
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from core import dataset, runs
+from core import dataset, runs, sources
 from core.dataset import Dataset
 from core.model import PLAYGROUND
 from core.problem import Problem
@@ -43,6 +43,10 @@ def uploads() -> list[Path]:
 
 def is_here(source: str) -> bool:
     """Whether it can be read without asking another machine."""
+    return all(map(_is_here, sources.pieces(source)))
+
+
+def _is_here(source: str) -> bool:
     if source.startswith("sample:"):
         return True
     if source.startswith("hub:"):
@@ -60,7 +64,7 @@ def look(source: str, format: str = "auto", columns: Mapping[str, str] | None = 
     Raises:
         Problem: what `core.dataset.load` raises.
     """
-    key = (source, _stamp(source), format, tuple(sorted((columns or {}).items())))
+    key = (source, sources.stamp(source), format, tuple(sorted((columns or {}).items())))
     # One at a time: five impatient clicks on a large file shall not read it five times.
     with _looking:
         if key not in _seen:
@@ -73,15 +77,7 @@ def look(source: str, format: str = "auto", columns: Mapping[str, str] | None = 
 
 def remembered(source: str, format: str, columns: Mapping[str, str]) -> Dataset | None:
     """The data set if it was looked at before."""
-    return _seen.get((source, _stamp(source), format, tuple(sorted(columns.items()))))
-
-
-def _stamp(source: str) -> tuple[int, int] | None:
-    try:
-        status = Path(source).expanduser().stat()
-        return status.st_mtime_ns, status.st_size
-    except (OSError, ValueError, RuntimeError):
-        return None
+    return _seen.get((source, sources.stamp(source), format, tuple(sorted(columns.items()))))
 
 
 def models() -> list[str]:

@@ -41,12 +41,14 @@ class Material:
             Problem: when they cannot be read, or the task cannot learn from them.
         """
         data = dataset.load(config.data.train, config.data.format, config.data.columns)
-        held = data
+        held, given = data, config.data.eval or dataset.has_eval_files(config.data.train)
         if config.data.eval:
             held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval")
+        elif given:
+            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True)
         count = len(data.examples)
         train, aside = dataset.split(count, eval_count=count_eval_rows(config, count), seed=config.train.seed)
-        if config.data.eval:
+        if given:
             aside = list(range(len(held.examples)))
         examples = [*data.examples, *(held.examples if held is not data else ())]
         return cls(objectives.find(config.task).fitted(examples), data, train, held, aside)

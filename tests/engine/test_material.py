@@ -1,0 +1,36 @@
+"""What is trained on and what is measured on: as a configuration, its files and their names say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from core.config import Config
+from core.engine.material import Material
+from core.fit import count_eval_rows
+
+
+def write(path: Path, count: int, mark: str = "") -> Path:
+    path.write_text("\n".join(json.dumps({"prompt": f"{mark}{n}", "completion": "yes"}) for n in range(count)))
+    return path
+
+
+def read(**data: Any) -> tuple[Material, int]:
+    """The material, and how many rows the estimate sets aside of it."""
+    config = Config.read({"data": data})
+    material = Material.read(config)
+    return material, count_eval_rows(config, len(material.data.examples))
+
+
+def test_a_folder_brings_its_evaluation_files(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", 40)
+    write(tmp_path / "test.jsonl", 3, "t")
+    material, aside = read(train=str(tmp_path))
+    assert (len(material.train), len(material.aside), aside) == (40, 3, 0)
+    assert [example.messages[0].content for example in material.held.examples] == ["t0", "t1", "t2"]
+    (tmp_path / "elsewhere").mkdir()
+    material, aside = read(train=str(tmp_path), eval=str(write(tmp_path / "elsewhere" / "mine.jsonl", 5, "m")))
+    assert (len(material.train), len(material.held.examples), aside) == (40, 5, 0)
+    material, aside = read(train=str(tmp_path / "train.jsonl"))
+    assert (len(material.train), len(material.aside), aside) == (38, 2, 2) and material.held is material.data
