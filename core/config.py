@@ -117,7 +117,11 @@ class DataSettings(Settings):
     )
     format: str = knob("auto", "Format", "The shape of a row; auto recognises it.", group="data", max_length=50)
     columns: dict[str, str] = knob(
-        {}, "Columns", "Which column plays which part, when the names are your own.", group="data", max_length=20
+        {},
+        "Columns",
+        "Which column plays which part, when the names are your own; or a text with columns in braces, such as {title}: {body}.",
+        group="data",
+        max_length=20,
     )
     max_length: int = knob(
         1024,

@@ -65,7 +65,9 @@ class Knob:
     def show(self, value: Any) -> Any:
         """The value as its component holds it."""
         if self.kind == "pairs":
-            return "\n".join(f"{role} = {column}" for role, column in (value or {}).items())
+            # A line each: a new line inside a template is shown as it is written there.
+            pairs = [f"{role} = {column}" for role, column in (value or {}).items()]
+            return "\n".join(pair.replace("\n", "\\n") for pair in pairs)
         if self.kind == "lines":
             return "\n".join(value or [])
         if self.kind == "names":

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -109,6 +110,47 @@ class Recognition:
         return self.because.format(**self.columns)
 
 
+class Template(str):
+    r"""What a role is made of, when that is more than a column: a text with the names of columns in braces.
+
+    ``{{`` and ``}}`` are braces, ``\n`` a new line (``\\n`` is not). Nothing but whole names is read in the braces.
+    """
+
+    _PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>[^{}]*)\}|(?P<lone>[{}])|\\(?P<escaped>\\?n)")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names in its braces."""
+        found = [match["column"] for match in self._PART.finditer(self)]
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def check(self, there: Sequence[str]) -> None:
+        """Raise a Problem for a brace without its partner and for a name that is no column."""
+        if any(match["lone"] for match in self._PART.finditer(self)):
+            raise Problem(
+                "The template {template} has a brace without its partner.", "",
+                "Put the names of columns into braces; write {{{{ and }}}} for braces that stay.",
+                field="data.columns", template=_cut(repr(str(self))),
+            )  # fmt: skip
+        if absent := [name for name in self.columns if name not in there]:
+            raise Problem(
+                "The template {template} names {absent}, which is no column.", "The columns are {there}.",
+                "Name columns as the file does; write {{{{ and }}}} for braces that stay.", field="data.columns",
+                template=_cut(repr(str(self))), absent=_cut(", ".join(absent)), there=_cut(", ".join(there), 400),
+            )  # fmt: skip
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """The text that a row makes of it; empty when all its cells are, as the words between them say nothing alone."""
+        cells = {name: as_text(row.get(name), name) for name in self.columns}
+
+        def put(match: re.Match[str]) -> str:
+            if match["column"] is not None:
+                return cells[match["column"]]
+            return match["brace"][0] if match["brace"] else "\n" if match["escaped"] == "n" else "\\n"
+
+        return self._PART.sub(put, self) if any(cell.strip() for cell in cells.values()) else ""
+
+
 class Format:
     """One data-set shape. `needs` and `may` map a role to the column names that it usually has, the likeliest first.
 
@@ -167,12 +209,15 @@ class Format:
 
     def claim(self, rows: Sequence[Mapping[str, Any]], found: Mapping[str, str]) -> Recognition:
         """The recognition of these rows by the `found` columns."""
-        unused = dict.fromkeys(str(key) for row in rows for key in row if key not in found.values())
+        used = {name for column in found.values() for name in columns_in(column)}
+        unused = dict.fromkeys(str(key) for row in rows for key in row if key not in used)
         return Recognition(self, self.because, dict(found), tuple(unused))
 
     def cell(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Any:
         """The value that plays `role`, None when there is none; raises Problem when a needed column is missing."""
         column = columns.get(role) or next((name for name in self.may.get(role, ()) if name in row), role)
+        if isinstance(column, Template):
+            return column.fill(row)
         if column not in row and role in self.needs:
             keys = ", ".join(map(str, row)) or "-"
             raise Problem(
@@ -185,10 +230,16 @@ class Format:
     def text(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> str:
         """The text that plays `role`; empty only for a role that `may` be there. Raises Problem for anything else."""
         value, column = self.cell(row, role, columns), columns.get(role, role)
+        column = role if isinstance(column, Template) else column
         text = as_text(value, column)
         if not text.strip() and role in self.needs:
             raise Problem("{column} is empty.", "", "Fill it in, or delete the row.", column=column)
         return text if text.strip() else ""
+
+
+def columns_in(column: str) -> tuple[str, ...]:
+    """The columns that a mapping to `column` reads: itself, or those that a template names."""
+    return column.columns if isinstance(column, Template) else (column,)
 
 
 def as_text(value: Any, column: str) -> str:
@@ -387,7 +438,8 @@ def recognise(
 
     Args:
         rows: at least one row; the first 100 are looked at.
-        columns: role -> column, for names that are not the usual ones (``{"prompt": "Question"}``).
+        columns: role -> column, for names that are not the usual ones (``{"prompt": "Question"}``), or a `Template`
+            over them (``{"prompt": "{instruction}\\n{input}"}``).
         format: a format's name when the user chose one, else auto.
 
     Raises:
@@ -395,7 +447,11 @@ def recognise(
     """
     rows, columns = [rows[i] for i in range(min(SAMPLE, len(rows)))], dict(columns or {})
     there = list(dict.fromkeys(str(key) for row in rows for key in row))
-    if absent := [column for column in columns.values() if column not in there]:
+    for role, column in columns.items():
+        if column not in there and (template := Template(column)).columns:
+            template.check(there)
+            columns[role] = template
+    if absent := [name for column in columns.values() for name in columns_in(column) if name not in there]:
         raise Problem(
             "There is no column {absent}.", "The columns are {there}.", "Name columns as the file does.",
             field="data.columns", absent=", ".join(absent), there=_cut(", ".join(there), 400),

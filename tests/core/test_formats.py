@@ -71,14 +71,14 @@ def test_a_row_is_recognised_and_read(row: dict[str, Any], name: str, example: E
 
 def test_every_format_is_a_file_and_is_tried_above() -> None:
     files = {path.stem for path in Path(formats.__file__).parent.glob("[a-z]*.py")}
-    assert {name for _, name, _ in SHAPES} == set(formats.formats())
+    assert {name for _, name, _ in SHAPES} == set(formats.formats()) - {"template"}  # chosen, never recognised
     assert files - set(formats.formats()) == {"preference"}  # recognised only to be refused
 
 
 @pytest.mark.parametrize("name", formats.formats())
 def test_a_format_describes_itself(name: str) -> None:
     format = formats.find(name)
-    assert format.title and format.about.endswith(".") and format.needs
+    assert format.title and format.about.endswith(".") and (format.needs or format.may)
     assert {field for _, field, _, _ in Formatter().parse(format.because) if field} <= set(format.needs)
 
 
@@ -105,6 +105,68 @@ def test_columns_of_any_name_can_be_mapped() -> None:
     }
 
 
+WRITTEN = {
+    "instruction": "Add",
+    "input": "1 and {2}",
+    "output": 3,
+    "empty": None,
+    "list": ["a"],
+    "a.b": "dot",
+    "x[0]": "at",
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{instruction}\n{input}", "Add\n1 and {2}"),
+        (r"{instruction}\n{input}", "Add\n1 and {2}"),
+        (r"{instruction}\\n\frac{{1}}{{2}}", r"Add\n\frac{1}{2}"),
+        ("{{{instruction}}} }}{{", "{Add} }{"),
+        ("{output}: {instruction}{empty}.", "3: Add."),
+        ("{a.b} {x[0]}", "dot at"),
+        ("x {input} {input}", "x 1 and {2} 1 and {2}"),
+        ("x {empty} y", ""),
+    ],
+)
+@pytest.mark.parametrize("format", ["auto", "text", "template"])
+def test_a_template_makes_the_text_of_columns(template: str, text: str, format: str) -> None:
+    found = formats.recognise([WRITTEN], {"text": template}, format)
+    assert found.format.name == {"auto": "text"}.get(format, format)
+    if text:
+        assert found.format.read(WRITTEN, found.columns) == Example(text=text)
+    else:
+        with pytest.raises(Problem, match="text is empty"):
+            found.format.read(WRITTEN, found.columns)
+
+
+@pytest.mark.parametrize("format", ["auto", "completion", "template"])
+def test_a_prompt_and_its_completion_can_be_written(format: str) -> None:
+    row = {"title": "Rain", "body": "It rained.", "tone": None, "note": "x"}
+    columns = {"system": "Be {tone}", "prompt": "{title}?\n{tone}", "completion": "{body}"}
+    found = formats.recognise([row], columns, format)
+    assert found.unused == ("note",) and "{" not in found.because.replace("{prompt}", "").replace("{completion}", "")
+    assert found.reason and dict(found.columns) == columns
+    assert found.format.read(row, found.columns).messages == (
+        Message("user", "Rain?\n"),
+        Message("assistant", "It rained."),
+    )
+    assert found.format.read(row | {"tone": "calm"}, found.columns).messages[0] == Message("system", "Be calm")
+    for empty in ({"title": "x"}, {"title": "x", "body": " "}):
+        with pytest.raises(Problem, match="completion is empty"):
+            found.format.read(empty, found.columns)
+    with pytest.raises(Problem, match="body is of type list"):
+        found.format.read(row | {"body": ["x"]}, found.columns)
+
+
+def test_a_template_can_play_other_roles() -> None:
+    row = {"a": "Hi", "b": "there", "label": "ham", "{a}": "itself"}
+    found = formats.recognise([row], {"text": "{a} {b}"})
+    assert found.format.read(row, found.columns) == Example(text="Hi there", labels=("ham",))
+    found = formats.recognise([row], {"text": "{a}"}, "text")
+    assert found.format.read(row, found.columns) == Example(text="itself")
+
+
 @pytest.mark.parametrize(
     ("row", "columns", "format", "field", "words"),
     [
@@ -119,6 +181,17 @@ def test_columns_of_any_name_can_be_mapped() -> None:
         ({"foo": 1}, {}, "alpaca", "data.format", ["alpaca needs a column for instruction, output", "foo"]),
         ({"foo": 1}, {}, "alpacca", "data.format", ["no format alpacca", "alpaca, "]),
         ({"text": "x"}, {}, "labels", "data.format", ["labels needs a column for label"]),
+        ({"foo": 1, "bar": 2}, {"text": "{foo} {baz} {}"}, "auto", "data.columns", ["names baz, , which", "foo, bar", "{{ and }}"]),
+        ({"foo": 1}, {"text": "{foo} {"}, "auto", "data.columns", ["brace without its partner", "{{ and }}"]),
+        ({"foo": 1}, {"text": "{foo.__class__}"}, "template", "data.columns", ["names foo.__class__"]),
+        ({"foo": 1}, {"text": "{foo[0]}"}, "template", "data.columns", ["names foo[0]"]),
+        ({"foo": 1}, {"text": "{foo!r:>9}"}, "template", "data.columns", ["names foo!r:>9"]),
+        ({"foo": 1}, {"text": "{{foo}}"}, "template", "data.columns", ["no column {{foo}}"]),
+        ({"foo": 1}, {}, "template", "data.columns", ["needs a prompt and a completion, or a text alone", "prompt={instruction}"]),
+        ({"foo": 1}, {"completion": "foo"}, "template", "data.columns", ["needs a prompt"]),
+        ({"foo": 1}, {"text": "foo", "completion": "foo", "prompt": "foo"}, "template", "data.columns", ["text alone"]),
+        ({"foo": 1}, {"text": "foo", "system": "foo"}, "template", "data.columns", ["text alone"]),
+        ({"foo": 1}, {"label": "{foo}"}, "template", "data.columns", ["template has no label"]),
         ({"prompt": "a", "chosen": "b"}, {}, "preference", "data.format", ["no format preference"]),
     ],
 )  # fmt: skip

@@ -158,7 +158,9 @@ def test_files_named_for_evaluation_are_not_trained_on(lay: Lay, names: str, tra
 
 @pytest.mark.parametrize("names", ["test.jsonl", "test.jsonl other.jsonl", "train.jsonl test.jsonl other.jsonl", "train.jsonl train_test.jsonl dev.jsonl"])  # fmt: skip
 def test_what_is_not_clear_is_asked(lay: Lay, names: str) -> None:
-    told = refusal(lay(*names.split()))
+    folder = lay(*names.split())
+    told = refusal(folder)
+    assert dataset.has_eval_files(folder) is ("train.jsonl" in names)
     assert "It is not clear which files" in told and all(name in told for name in names.split())
 
 

@@ -8,6 +8,7 @@ import yaml
 from core import methods, presets
 from core.__main__ import _load, build_parser
 from core.config import Config, fields
+from core.formats import Template
 from core.problem import Problem
 from studio.form import Form, knobs, place, short_name, size_of, tasks_of, token
 
@@ -57,6 +58,17 @@ def test_values_in_every_spelling() -> None:
     assert config.samples.prompts == ["Who are you?", "What is the sea?"]
     assert config.method.targets == ["q_proj", "v_proj"]
     assert (config.train.batch_size, config.train.max_steps, config.data.eval) == (16, 7, None)
+
+
+def test_a_template_over_columns_stays_one() -> None:
+    columns = {"prompt": "{instruction}\n{input}", "completion": "{output}"}
+    form = Form.from_config(Config.read({"data": {"columns": columns}}))
+    assert form.shown["data.columns"] == "prompt = {instruction}\\n{input}\ncompletion = {output}"
+    again = form.config().data.columns
+    assert {role: Template(column).fill({"instruction": "a", "input": "b"}) for role, column in again.items()} == {
+        "prompt": "a\nb",
+        "completion": "",
+    }
 
 
 def test_a_regular_expression_with_a_comma_stays_one() -> None:
