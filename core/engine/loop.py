@@ -30,7 +30,7 @@ from core.engine.model import (
     padding_token,
     peft_task,
 )
-from core.engine.optim import create_optimizer, head_ratios, learning_rate
+from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
 from core.engine.quantization import count_parameters
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
@@ -129,7 +129,9 @@ def train(run: Run, config: Config) -> dict[str, Any]:
     window = batch_size * config.train.gradient_accumulation
     steps = count_steps(config, len(train_rows.rows), batch_size)
     per_epoch = math.ceil(len(train_rows.rows) / window)
-    ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train)
+    # Of the weights as they are at the start, before those of a checkpoint are read: a resumed run finds the same.
+    sizes = measure_inputs(model, heads, lambda: _read_some(model, reader, train_rows.rows, pad))
+    ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, sizes)
     optimizer = create_optimizer(trained, config.train, ratios)
     model, optimizer = accelerator.prepare(model, optimizer)  # type: ignore[assignment]
     state: dict[str, Any] = {
@@ -345,6 +347,16 @@ def _backward(
 def _take_best(best: Path, adapter: Path) -> None:
     for name in ("adapter_model.safetensors", "atelier.json", "adapter_config.json"):
         write_whole(adapter / name, (best / name).read_bytes())
+
+
+def _read_some(model: nn.Module, reader: Reader, rows: Sequence[Row], pad: int) -> None:
+    """Run the first rows through the model, as an evaluation would."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        batch = collate(rows[:8], pad, pack=None, before=reader.before)
+        reader.logits(model, batch.to(next(model.parameters()).device))
+    model.train(was_training)
 
 
 class _Speed:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from core.config import TrainSettings
+
+_USUAL_INPUT = 0.5  # what a trained pooler's tanh gives
+_MOST_HASTE = 20.0
 
 
 def create_optimizer(
@@ -33,12 +36,45 @@ def create_optimizer(
     )
 
 
-def head_ratios(trained: Iterable[str], heads: Sequence[str], settings: TrainSettings) -> dict[str, float]:
-    """How much faster than the rest a fresh head is trained: it begins at random, whatever suits the method."""
+def head_ratios(
+    trained: Iterable[str], heads: Sequence[str], settings: TrainSettings, sizes: Mapping[str, float]
+) -> dict[str, float]:
+    """How much faster than the rest a fresh head is trained: it begins at random, whatever suits the method.
+
+    AdamW moves every weight by the learning rate, whatever the gradient, so that what a layer says moves by that times the
+    size of what it reads: of an encoder whose pooler was never trained that is a tenth of the usual, and so is the pace.
+
+    Args:
+        sizes: what each layer of the heads reads, as `measure_inputs` tells it.
+    """
     if settings.head_learning_rate is None:
         return {}
     ratio = settings.head_learning_rate / settings.learning_rate
-    return {name: ratio for name in trained if any(name.startswith(f"{head}.") for head in heads)}
+    return {
+        name: ratio * min(max(_USUAL_INPUT / sizes.get(name.rpartition(".")[0], _USUAL_INPUT), 1.0), _MOST_HASTE)
+        for name in trained
+        if any(name.startswith(f"{head}.") for head in heads)
+    }
+
+
+def measure_inputs(model: nn.Module, heads: Sequence[str], read: Callable[[], object]) -> dict[str, float]:
+    """The mean size of the numbers that each linear layer of the heads reads, by its path, while `read` runs the model."""
+    sizes: dict[str, float] = {}
+    hooks = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and any(f"{path}.".startswith(f"{head}.") for head in heads):
+
+            def measure(_: nn.Module, given: tuple[torch.Tensor, ...], path: str = path) -> None:
+                sizes[path] = max(float(given[0].detach().float().abs().mean()), 1e-6)
+
+            hooks.append(module.register_forward_pre_hook(measure))
+    try:
+        if hooks:
+            read()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:

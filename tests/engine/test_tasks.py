@@ -13,14 +13,16 @@ import pytest
 import torch
 from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ
 from safetensors.torch import load_file
+from torch import nn
 
 from core import fit, objectives, runs
-from core.config import Config, ModelSettings
+from core.config import Config, ModelSettings, TrainSettings
 from core.engine import loop, worker
 from core.engine.data import Reader, Tokens, collate, spell
 from core.engine.generate import GREEDY, answer, generate
 from core.engine.material import Material
 from core.engine.model import end_token_ids, find_heads, has_trained_head, load_model, longest_input, padding_token
+from core.engine.optim import head_ratios, measure_inputs
 from core.formats import Answer, Example
 from core.objectives import AnswerRow, LabelRow, SpanRow
 from core.objectives.classification import Classification
@@ -105,8 +107,37 @@ def test_a_head_has_a_learning_rate_of_its_own(train: Callable[..., Run]) -> Non
         moved.append(load_file(run.folder / "adapter" / "adapter_model.safetensors"))
     for key in moved[0]:
         apart = (moved[0][key] - moved[1][key]).abs().max()
-        # What was learned with 0.01 and with 0.0001 differs by 0.0099, whatever the start was.
-        assert apart == pytest.approx(0.0099, rel=1e-2) if "classifier" in key else apart == 0, key
+        # What was learned with 0.01 and with 0.0001, or up to twenty times that, differs by so much, whatever the start was.
+        assert 0.00799 <= apart <= 0.00991 if "classifier" in key else apart == 0, key
+
+
+def test_a_head_that_reads_small_numbers_learns_the_faster() -> None:
+    """AdamW moves a weight by the learning rate whatever the gradient: what comes out moves by that times what goes in."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.classifier = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.head = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.body(x)) + self.head(x)
+
+    model = Model()
+    nn.init.eye_(model.body.weight)
+    nn.init.zeros_(model.body.bias)
+    heads = ("classifier", "head")
+    settings = TrainSettings(learning_rate=1e-3, head_learning_rate=5e-3)
+    names = [name for name, _ in model.named_parameters()]
+    for size, haste in ((0.05, 10), (0.5, 1), (5.0, 1), (0.001, 20)):
+        sizes = measure_inputs(model, heads, lambda size=size: model(torch.tensor([[size, -size, size, -size]])))
+        assert set(sizes) == {"classifier", "head.0", "head.1"}
+        assert sizes["classifier"] == pytest.approx(size) == sizes["head.0"]
+        ratios = head_ratios(names, heads, settings, sizes)
+        assert "body.weight" not in ratios
+        assert ratios["classifier.weight"] == ratios["classifier.bias"] == pytest.approx(5 * haste)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert head_ratios(names, heads, TrainSettings(), sizes) == {}
 
 
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task, names in TASKS.items() for name in names])
