@@ -115,6 +115,15 @@ class DataSettings(Settings):
         le=0.5,
         step=0.01,
     )
+    eval_rows: int | None = knob(
+        None,
+        "Set aside, in rows",
+        "How many rows are never trained on and measure progress; empty takes the share above.",
+        group="data",
+        unit="rows",
+        ge=0,
+        le=10_000_000,
+    )
     format: str = knob("auto", "Format", "The shape of a row; auto recognises it.", group="data", max_length=50)
     columns: dict[str, str] = knob(
         {},
@@ -191,7 +200,7 @@ class TrainSettings(Settings):
     head_learning_rate: float | None = knob(
         None,
         "Learning rate of the head",
-        "For the head of a classifier or span finder, which begins at random; empty takes the learning rate above.",
+        "For the head of a classifier or span finder, which begins at random; up to twenty times this where what it reads is small. Empty takes the learning rate above.",
         group="optimisation",
         gt=0,
         le=1.0,

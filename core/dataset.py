@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from core.readers import BadRow, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
 
 __all__ = [
-    "HUB_ID", "BadRow", "Dataset", "Rows", "has_eval_files", "import_file", "load", "looks_like_hub_id", "read_rows",
-    "split",
+    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "find_overlap", "has_eval_files", "import_file", "load",
+    "looks_like_hub_id", "read_rows", "split",
 ]  # fmt: skip
 
 
@@ -42,6 +43,17 @@ class Dataset:
     @property
     def format(self) -> str:
         return self.recognition.format.name
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label of each example, None unless every one has exactly one."""
+        found = [example.labels[0] for example in self.examples if example.labels and len(example.labels) == 1]
+        return found if len(found) == len(self.examples) else None
+
+    def chosen(self, indices: Iterable[int]) -> Dataset:
+        """The same with these examples alone."""
+        indices = list(indices)
+        return replace(self, examples=[self.examples[i] for i in indices], numbers=[self.numbers[i] for i in indices])
 
     @property
     def reason(self) -> str:
@@ -95,26 +107,80 @@ def has_eval_files(source: str | Path) -> bool:
 
 
 def split(
-    n_rows: int, eval_fraction: float = 0.0, *, eval_count: int | None = None, seed: int = 0
-) -> tuple[list[int], list[int]]:
+    n_rows: int, eval_fraction: float = 0.0, *, eval_count: int | None = None, seed: int = 0,
+    labels: Sequence[str] | None = None,
+) -> tuple[list[int], list[int]]:  # fmt: skip
     """The indices to train on and those set aside, in the order of the file; the same seed sets the same rows aside.
 
     Args:
         n_rows: how many rows there are.
         eval_fraction: share of the rows to set aside, 0 to below 1; above 0 it sets at least one aside.
         eval_count: rows to set aside, instead of a share.
+        labels: what each row is called, when the same share of every label shall be set aside.
 
     Raises:
         Problem: when nothing would be left to train on.
     """
     count = eval_count if eval_count is not None else max(round(n_rows * eval_fraction), 1 if eval_fraction > 0 else 0)
+    check_count(count, n_rows, "data.eval_fraction")
+    draw = random.Random(seed)
+    groups: dict[str, list[int]] = {}
+    for index in range(n_rows):
+        groups.setdefault(labels[index] if labels else "", []).append(index)
+    shares = _share(count, [len(group) for group in groups.values()], draw)
+    aside = {index for group, share in zip(groups.values(), shares, strict=True) for index in draw.sample(group, share)}
+    return [i for i in range(n_rows) if i not in aside], sorted(aside)
+
+
+def check_count(count: int, n_rows: int, field: str) -> None:
+    """Raise a Problem when so many rows cannot be set aside."""
     if n_rows < 1 or not 0 <= count < n_rows:
         raise Problem(
             "{count} of {rows} rows cannot be set aside for evaluation.", "At least one must be left to train on.",
-            "Add rows, or set less aside (0 sets nothing aside).", field="data.eval_fraction", count=count, rows=n_rows,
+            "Add rows, or set less aside (0 sets nothing aside).", field=field, count=count, rows=n_rows,
         )  # fmt: skip
-    aside = set(random.Random(seed).sample(range(n_rows), count))
-    return [i for i in range(n_rows) if i not in aside], sorted(aside)
+
+
+def _share(count: int, sizes: Sequence[int], draw: random.Random) -> list[int]:
+    """How many of each group are set aside: in proportion, and the last of a group only when there is no other way.
+
+    The parts of a row that proportion leaves go to the groups that lack most; `draw` decides between equals.
+    """
+    if len(sizes) == 1:
+        return [count]
+    total = sum(sizes)
+    shares = [count * size // total for size in sizes]
+    order = draw.sample(range(len(sizes)), len(sizes))
+    order.sort(key=lambda group: shares[group] * total - count * sizes[group])
+    # A label that was never learned is not worth measuring; if it has to be, one that has a single row comes first.
+    for most in ([size - 1 for size in sizes], [max(size - 1, 1) for size in sizes], sizes):
+        while (left := count - sum(shares)) and (able := [group for group in order if shares[group] < most[group]]):
+            for group in able[:left]:
+                shares[group] += 1
+    return shares
+
+
+def find_overlap(train: Dataset, held: Dataset) -> list[tuple[int, int]]:
+    """Rows that are in both, by content: the number of the first row of `train` that is as a row of `held`, and its.
+
+    Capitals and white space make no difference, nor do labels and answers to a question: the text gives them away.
+    """
+    first: dict[bytes, int] = {}
+    for number, example in zip(train.numbers, train.examples, strict=True):
+        first.setdefault(_digest(example), number)
+    pairs = ((first.get(_digest(example)), number) for number, example in zip(held.numbers, held.examples, strict=True))
+    return [(there, number) for there, number in pairs if there is not None]
+
+
+def _digest(example: Example) -> bytes:
+    if example.question is not None:
+        texts = [example.question, example.context or ""]
+    elif example.text is not None:
+        texts = [example.text]
+    else:
+        texts = [text for turn in example.messages for text in (turn.role, turn.content)]
+    plain = [" ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in texts]
+    return hashlib.blake2b("\0".join(plain).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)

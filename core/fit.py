@@ -98,8 +98,17 @@ def _measure(
 
 
 def count_eval_rows(config: Config, rows: int) -> int:
-    """How many of the rows are set aside; always leaves one to train on."""
-    if config.data.eval or dataset.has_eval_files(config.data.train) or rows < 2 or config.data.eval_fraction == 0:
+    """How many of the rows are set aside; a share always leaves one to train on.
+
+    Raises:
+        Problem: when that many are wanted that none would be left.
+    """
+    if config.data.eval or dataset.has_eval_files(config.data.train):
+        return 0
+    if (wanted := config.data.eval_rows) is not None:
+        dataset.check_count(wanted, rows, "data.eval_rows")
+        return wanted
+    if rows < 2 or config.data.eval_fraction == 0:
         return 0
     return min(rows - 1, max(1, round(rows * config.data.eval_fraction)))
 

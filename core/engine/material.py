@@ -47,7 +47,8 @@ class Material:
         elif given:
             held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True)
         count = len(data.examples)
-        train, aside = dataset.split(count, eval_count=count_eval_rows(config, count), seed=config.train.seed)
+        wanted = count_eval_rows(config, count)
+        train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)
         if given:
             aside = list(range(len(held.examples)))
         examples = [*data.examples, *(held.examples if held is not data else ())]

@@ -483,6 +483,99 @@ def test_split_depends_on_the_seed_alone() -> None:
             dataset.split(rows, eval_count=count)
 
 
+def shares(labels: list[str], count: int, seed: int = 0) -> dict[str, int]:
+    """How many rows of each label are set aside."""
+    train, aside = dataset.split(len(labels), eval_count=count, seed=seed, labels=labels)
+    assert sorted(train + aside) == list(range(len(labels))) and train == sorted(train) and aside == sorted(aside)
+    assert (train, aside) == dataset.split(len(labels), eval_count=count, seed=seed, labels=labels)
+    return {label: [labels[index] for index in aside].count(label) for label in dict.fromkeys(labels)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ({"a": 50, "b": 50}, 10, {"a": 5, "b": 5}),
+        ({"a": 90, "b": 10}, 10, {"a": 9, "b": 1}),
+        ({"a": 70, "b": 26, "c": 4}, 10, {"a": 7, "b": 3, "c": 0}),
+        ({"a": 66, "b": 24, "c": 10}, 10, {"a": 7, "b": 2, "c": 1}),
+        ({"a": 98, "b": 1, "c": 1}, 50, {"a": 50, "b": 0, "c": 0}),  # the only row of a label is learned
+        ({"a": 2, "b": 2, "c": 2}, 3, {"a": 1, "b": 1, "c": 1}),
+        ({"a": 5, "b": 2}, 5, {"a": 4, "b": 1}),
+        ({"a": 4, "b": 1}, 4, {"a": 3, "b": 1}),  # more than can be left of every label: the single row goes first
+        ({"a": 1, "b": 1, "c": 2}, 3, {"a": 1, "b": 1, "c": 1}),
+        ({"a": 3}, 2, {"a": 2}),
+        ({"a": 3, "b": 3}, 0, {"a": 0, "b": 0}),
+    ],
+)
+def test_every_label_gives_its_share(sizes: dict[str, int], count: int, expected: dict[str, int]) -> None:
+    labels = [label for label, size in sizes.items() for _ in range(size)]
+    for seed in range(20):
+        random.Random(seed).shuffle(labels)
+        assert shares(labels, count, seed) == expected
+
+
+def test_shares_of_many_labels_are_near_the_whole_and_equals_are_drawn() -> None:
+    for seed in range(200):
+        draw = random.Random(seed)
+        sizes = [draw.randrange(1, 9) for _ in range(draw.randrange(2, 9))]
+        labels = [str(label) for label, size in enumerate(sizes) for _ in range(size)]
+        count = draw.randrange(len(labels))
+        found = list(shares(labels, count, seed).values())
+        assert sum(found) == count
+        able = sum(size - 1 for size in sizes)
+        if count <= able + sizes.count(1):
+            assert all(share < size for share, size in zip(found, sizes, strict=True) if size > 1)
+        if count <= able and 1 not in sizes:
+            assert all(abs(share - count * size / len(labels)) < 1 for share, size in zip(found, sizes, strict=True))
+    even = [str(label) for label in range(20) for _ in range(5)]
+    assert len({tuple(shares(even, 3, seed).items()) for seed in range(20)}) > 10
+
+
+def test_rows_without_labels_are_set_aside_as_ever() -> None:
+    assert dataset.split(20, eval_count=4, seed=3)[1] == sorted(random.Random(3).sample(range(20), 4))
+    assert dataset.split(20, eval_count=4, seed=3, labels=["a"] * 20) == dataset.split(20, eval_count=4, seed=3)
+
+
+def test_labels_of_a_data_set(write: Any) -> None:
+    assert dataset.load(write("a.csv", "text,label\nHi,a\nHo,b\n")).labels == ["a", "b"]
+    assert dataset.load(write("b.jsonl", '{"text": "Hi", "labels": ["a"]}\n')).labels == ["a"]
+    assert (
+        dataset.load(write("b.jsonl", '{"text": "Hi", "labels": ["a"]}\n{"text": "Ho", "labels": []}\n')).labels is None
+    )
+    assert dataset.load(write("b.jsonl", '{"text": "Hi", "labels": ["a", "b"]}\n')).labels is None
+    assert dataset.load(write("c.jsonl", ROW)).labels is None
+
+
+# ---- overlap --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_in_both_are_found_by_content(write: Any) -> None:
+    train = dataset.load(write("a.jsonl", ROW.replace("Hi", "Ho") + "{oops\n" + ROW + ROW))
+    held = dataset.load(write("b.jsonl", ROW.replace("Hi", " HI\\n") + ROW.replace("Hello", "Hell o") + ROW))
+    assert dataset.find_overlap(train, held) == [(3, 1), (3, 3)]
+    assert dataset.find_overlap(held, train) == [(1, 3), (1, 4)]
+    assert dataset.find_overlap(train.chosen([0]), held) == []
+    assert dataset.find_overlap(train.chosen([2]), held.chosen([1, 2])) == [(4, 3)]
+
+
+def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:
+    train = dataset.load(write("a.csv", "text,label\nSTRASSE  is\tcafe\u0301,a\nother,a\n"))
+    held = dataset.load(write("b.csv", "text,label\nstra\u00dfe is café,b\nthe other,a\n"))
+    assert dataset.find_overlap(train, held) == [(1, 1)]
+    texts = dataset.load(write("c.txt", "Other\n"))
+    assert dataset.find_overlap(train, texts) == [(2, 1)]
+
+
+def test_a_question_is_the_same_with_another_answer_and_not_about_another_text(write: Any) -> None:
+    asked = '{"context": "%s", "question": "Who?", "answers": ["%s"]}\n'
+    train = dataset.load(write("a.jsonl", asked % ("Ann and Bo", "Ann")))
+    held = dataset.load(write("b.jsonl", asked % ("Ann and Bo", "Bo") + asked % ("Ann and Cy", "Ann")))
+    assert dataset.find_overlap(train, held) == [(1, 1)]
+    # Where one text ends and the next begins makes a difference.
+    turned = dataset.load(write("c.jsonl", '{"context": "and Bo", "question": "Who? Ann", "answers": ["Bo"]}\n'))
+    assert dataset.find_overlap(train, turned) == []
+
+
 # ---- hub ------------------------------------------------------------------------------------------------------------
 
 

@@ -90,3 +90,14 @@ def test_rows_and_steps() -> None:
     assert fit.count_eval_rows(config, 1) == 0
     assert fit.count_steps(config, 90, 4) == 24
     assert fit.count_steps(Config.read({"train": {"max_steps": 5}}), 90, 4) == 5
+
+
+def test_rows_to_set_aside_win_over_the_share() -> None:
+    config = Config.read({"data": {"eval_fraction": 0.1, "eval_rows": 7}})
+    assert fit.count_eval_rows(config, 100) == 7 and fit.estimate(config, 100).rows == 93
+    assert fit.count_eval_rows(Config.read({"data": {"eval_rows": 0}}), 100) == 0
+    assert fit.count_eval_rows(Config.read({"data": {"eval_rows": 7, "eval": "x.csv"}}), 5) == 0
+    for rows in (7, 1, 0):
+        with pytest.raises(Problem, match="7 of") as caught:
+            fit.count_eval_rows(config, rows)
+        assert caught.value.field == "data.eval_rows"

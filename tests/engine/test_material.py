@@ -16,9 +16,11 @@ def write(path: Path, count: int, mark: str = "") -> Path:
     return path
 
 
-def read(**data: Any) -> tuple[Material, int]:
+def read(seed: int = 0, **data: Any) -> tuple[Material, int]:
     """The material, and how many rows the estimate sets aside of it."""
-    config = Config.read({"data": data})
+    config = Config.read(
+        {"data": data, "task": "classification" if data["train"].endswith(".csv") else "chat", "train": {"seed": seed}}
+    )
     material = Material.read(config)
     return material, count_eval_rows(config, len(material.data.examples))
 
@@ -34,3 +36,15 @@ def test_a_folder_brings_its_evaluation_files(tmp_path: Path) -> None:
     assert (len(material.train), len(material.held.examples), aside) == (40, 5, 0)
     material, aside = read(train=str(tmp_path / "train.jsonl"))
     assert (len(material.train), len(material.aside), aside) == (38, 2, 2) and material.held is material.data
+
+
+def test_a_count_and_the_share_of_every_label(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "\n".join(f"{n},{'rare' if n % 10 == 0 else 'common'}" for n in range(100)))
+    for seed in range(5):
+        material, aside = read(train=str(path), eval_rows=20, seed=seed)
+        labels = [material.held.examples[index].labels for index in material.aside]
+        assert aside == len(labels) == 20 and labels.count(("rare",)) == 2
+        again, _ = read(train=str(path), eval_rows=20, seed=seed)
+        assert (again.train, again.aside) == (material.train, material.aside)
+    assert read(train=str(path), eval_rows=0)[0].aside == []
