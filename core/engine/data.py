@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import random
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -167,20 +168,26 @@ class Tokens:
 
         The template is rendered turn by turn, and every boundary is checked on token ids: what stands before an answer
         must be exactly what the model reads when it is asked for that answer. A template that rewrites earlier turns
-        fails that check; then each answer becomes a row of its own, rendered as it would be at use.
+        fails that check; then each answer becomes a row of its own, rendered as it would be at use. So does one that
+        leaves a part of an answer out, as some do with thinking: what is learned is the answer that the data has.
         """
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Problem("It has no answer.", to_do="Add a turn of the assistant.")
         if train_on == "everything":
-            ids, trained = self._end_answer(self.encode(self.render(messages, tools=tools)), final=True)
-            return [self._cut(ids, [True] * len(trained))]
+            ids = self.encode(self.render(messages, tools=tools))
+            if messages[-1].role == "assistant" and not self._is_ended(ids):
+                ids = self._append_end(ids)
+            return [self._cut(ids, [True] * len(ids))]
         if train_on == "last_answer":
             answers = answers[-1:]
         whole = self._encode_turns(messages, answers, tools)
         if whole is not None:
             return [self._cut(*whole)]
-        rows = [self._encode_turns(messages, [index], tools) for index in answers]
+        rows = [
+            self._encode_turns(messages, [index], tools) or self._encode_left_out(messages, index, tools)
+            for index in answers
+        ]
         if None in rows:
             raise Problem(
                 "The chat template does not say where the answer begins.",
@@ -202,28 +209,90 @@ class Tokens:
             before = self.encode(prompt)
             if not (answered.startswith(prompt) and whole.startswith(answered) and before[: len(ids)] == ids):
                 return None
+            content = messages[index].content
+            if not _says(answered, content, behind=prompt):
+                return None
+            between = [False] * (len(before) - len(ids))
+            if between and trained and trained[-1] and ids[-1] not in self.end_ids:
+                # Some templates write the end of an answer only when the next question is there.
+                between[0] = before[len(ids)] in self.end_ids
             after = self.encode(answered)
             # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
             at_once = after[: len(before)] == before
-            learned = after[len(before) :] if at_once else self.encode(answered[len(prompt) :])
-            learned, marks = self._end_answer(learned, final=index == answers[-1])
-            trained += [False] * (len(before) - len(ids)) + marks
+            learned = after[len(before) :] if at_once else self._encode_further(answered[len(prompt) :])
+            learned, marks = self._end_answer(learned, content, final=index == answers[-1])
+            trained += between + marks
             ids = before + learned
         return ids, trained
 
-    def _end_answer(self, learned: list[int], *, final: bool) -> tuple[list[int], list[bool]]:
-        """Marks an answer as learned up to the token that ends it; the last one is given an end if it has none."""
+    def _encode_left_out(
+        self, messages: Sequence[Message], index: int, tools: str | None
+    ) -> tuple[list[int], list[bool]] | None:
+        """The same for one answer of which the template leaves the beginning out: all of it stands where the template
+        puts the rest. What the prompt has begun already (<think>) is not said twice. None where the answer begins in
+        other words, and where more than its beginning is missing."""
+        prompt = self.render(messages[:index], answer_next=True, tools=tools)
+        answered = self.render(messages[: index + 1], tools=tools)
+        content = messages[index].content.strip()
+        pairs = enumerate(zip(prompt, answered, strict=False))
+        shared = next((place for place, (asked, said) in pairs if asked != said), len(prompt))
+        begun, written = prompt[shared:], answered[shared:]
+        left_out = bisect_left(range(len(content)), True, key=lambda start: content[start:] in written)
+        if left_out == len(content) or not content.startswith(begun):
+            return None
+        lead, _, tail = written.partition(content[left_out:])
+        if lead.strip() or self.decode(self.encode(tail)).strip():
+            return None
+        before = self.encode(prompt)
+        learned = self._encode_further((content.removeprefix(begun) if begun else lead + content) + tail)
+        learned, marks = self._end_answer(learned, content, final=True)
+        return before + learned, [False] * len(before) + marks
+
+    def _encode_further(self, text: str) -> list[int]:
+        """Token ids of a text that goes on behind another: without the space that some tokenizers put before a text."""
+        break_, both = self.encode("\n"), self.encode("\n" + text)
+        return both[len(break_) :] if both[: len(break_)] == break_ else self.encode(text)
+
+    def _end_answer(self, learned: list[int], content: str, *, final: bool) -> tuple[list[int], list[bool]]:
+        """Marks an answer as learned up to the token that ends it; the last one is given an end if it has none. Of
+        several ends one behind the other, it is the first, where the model stops; one that is within the answer's own
+        text ends nothing."""
         ends = [position for position, token in enumerate(learned) if token in self.end_ids]
+        ends = ends[self._count_ends(content) :]
         if ends:
-            return learned, [position <= ends[-1] for position in range(len(learned))]
-        if final and self.tokenizer.eos_token_id is not None:
-            learned = [*learned, self.tokenizer.eos_token_id]
+            return learned, [position <= ends[0] for position in range(len(learned))]
+        if final:
+            learned = self._append_end(learned)
         return learned, [True] * len(learned)
+
+    def _count_ends(self, content: str) -> int:
+        """How often a token that ends an answer stands within its text, with more text behind it."""
+        names = tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
+        content = content.rstrip()
+        while name := next((name for name in names if content.endswith(name)), None):
+            content = content.removesuffix(name).rstrip()
+        return sum(content.count(name) for name in names)
+
+    def _is_ended(self, ids: list[int]) -> bool:
+        """Whether no text stands behind the last token that ends an answer."""
+        last = max((position for position, token in enumerate(ids) if token in self.end_ids), default=None)
+        return last is not None and not self.decode(ids[last + 1 :]).strip()
+
+    def _append_end(self, ids: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
 
     def _cut(self, ids: list[int], trained: list[bool]) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
         return Row(ids[: self.max_length], trained[: self.max_length])
+
+
+def _says(answered: str, content: str, *, behind: str) -> bool:
+    """Whether an answer stands whole in a conversation, up to white space, and ends behind the prompt."""
+    said, answered = "".join(content.split()), "".join(answered.split())
+    start = answered.rfind(said)
+    return start >= 0 and start + len(said) > len("".join(behind.split()))
 
 
 @dataclass
