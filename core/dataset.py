@@ -152,8 +152,8 @@ def _share(count: int, sizes: Sequence[int], draw: random.Random) -> list[int]:
     shares = [count * size // total for size in sizes]
     order = draw.sample(range(len(sizes)), len(sizes))
     order.sort(key=lambda group: shares[group] * total - count * sizes[group])
-    # A label that was never learned is not worth measuring; if it has to be, one that has a single row comes first.
-    for most in ([size - 1 for size in sizes], [max(size - 1, 1) for size in sizes], sizes):
+    # A label that was never learned is not worth measuring. If it has to be, one of a single row comes first: it lacks most.
+    for most in ([size - 1 for size in sizes], sizes):
         while (left := count - sum(shares)) and (able := [group for group in order if shares[group] < most[group]]):
             for group in able[:left]:
                 shares[group] += 1
