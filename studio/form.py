@@ -363,7 +363,8 @@ def short_name(source: Any) -> str:
     text = str(source or "").removeprefix("sample:").rstrip("/\\")
     name = re.split(r"[/\\]", text)[-1]
     name = _UPLOAD_ID.sub("", name)
-    return Path(name).stem if Path(name).suffix in (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt") else name
+    known = (".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".parquet", ".txt")
+    return Path(name).stem if Path(name).suffix in known else name
 
 
 def _short(value: Any) -> Any:

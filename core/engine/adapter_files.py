@@ -106,7 +106,10 @@ def compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, torch
 
 def public_name(name: str) -> str:
     """A model's or data set's name without a path of this machine, whether that path still exists or not."""
-    hub_id = re.fullmatch(r"(hub:)?[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}", name) and not Path(name).exists()
+    hub_id = (
+        re.fullmatch(r"(hub:)?[\w-][\w.-]*(/[\w.-]+)?(@(refs/\w+/)?[\w.-]+)?(:[\w.-]+){0,2}", name)
+        and not Path(name).exists()
+    )
     return name if hub_id else Path(name.replace("\\", "/")).name
 
 

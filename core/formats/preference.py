@@ -29,7 +29,7 @@ class Preference(Format):
 
     def fits(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
         pairs = sum("chosen" in row and "rejected" in row for row in rows)
-        marks = "judged" in columns and sum(isinstance(row.get(columns.get("good", "")), bool) for row in rows)
+        marks = "judged" in columns and sum(_is_mark(row.get(columns.get("good", ""))) for row in rows)
         return max(pairs, marks) * 2 >= len(rows)
 
     def refuse(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Problem:
@@ -51,3 +51,8 @@ class Preference(Format):
             to_do = "To train on the chosen texts alone, set the columns to text={chosen}."
         shown = ", ".join(dict.fromkeys(columns.values()))
         return Problem(what, there_is, to_do, field="data.columns", columns=shown, asked=asked, chosen=chosen)
+
+
+def _is_mark(value: Any) -> bool:
+    """Whether it says yes or no; tables can only say so in words."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))

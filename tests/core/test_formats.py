@@ -175,6 +175,8 @@ def test_a_template_can_play_other_roles() -> None:
         ({"chosen": "b", "rejected": "c"}, {}, "auto", "data.columns", ["text=chosen"]),
         ({"messages": TURNS, "label": True}, {}, "auto", "data.format", ["label says", "format messages"]),
         ({"prompt": "a", "completion": "b", "label": False}, {}, "auto", "data.format", ["format completion"]),
+        ({"prompt": "a", "completion": "b", "label": "TRUE"}, {}, "auto", "data.format", ["format completion"]),
+        ({"prompt": "a", "completion": "b", "label": "False"}, {}, "auto", "data.format", ["format completion"]),
         ({"foo": 1, "bar": 2}, {}, "auto", "data.columns", ["not recognised", "foo, bar", "prompt"]),
         ({"foo": 1}, {"prompt": "fooo"}, "auto", "data.columns", ["no column fooo", "foo"]),
         ({"foo": 1}, {"text": "foo"}, "alpaca", "data.columns", ["alpaca has no text", "instruction"]),

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from core.config import Config
+from core.engine.adapter_files import public_name
 from core.engine.material import Material
 from core.fit import count_eval_rows
 
@@ -48,3 +51,17 @@ def test_a_count_and_the_share_of_every_label(tmp_path: Path) -> None:
         again, _ = read(train=str(path), eval_rows=20, seed=seed)
         assert (again.train, again.aside) == (material.train, material.aside)
     assert read(train=str(path), eval_rows=0)[0].aside == []
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("owner/name@v1.0:main:test", "owner/name@v1.0:main:test"),
+        ("hub:owner/name@refs/convert/parquet", "hub:owner/name@refs/convert/parquet"),
+        ("/their/place/a.csv;/their/other/b.csv", "b.csv"),
+        ("their/name@old/place/a.csv", "a.csv"),
+        ("/their/place/book.xlsx#Sheet", "book.xlsx#Sheet"),
+    ],
+)
+def test_what_is_published_names_the_data_and_no_path(source: str, said: str) -> None:
+    assert public_name(source) == said

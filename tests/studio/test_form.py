@@ -186,6 +186,7 @@ def test_five_presses_are_one_run_and_another_setting_is_another() -> None:
 def test_names_for_people() -> None:
     assert short_name("sample:style") == "style"
     assert short_name("/data/0123456789ab-my_data.csv") == "my_data"
+    assert short_name("/data/0123456789ab-my_data.xlsx") == "my_data"
     assert short_name("org/model-1.5B") == "model-1.5B"
     assert size_of("playground") == "tiny"
     assert size_of("/no/such/folder") == "small"
