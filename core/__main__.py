@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("estimate", _estimate, "What a configuration would train, on how much.", "config")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     sub.add_argument("--json", action="store_true")
-    sub = command("check-data", _check_data, "What the model would see of a data set.", "file")
+    sub = command(
+        "check-data", _check_data, "What the model would see of a data set, or of that of a YAML file.", "file"
+    )
     sub.add_argument("--model", default="playground")
     sub.add_argument("--task", default="chat")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as data.max_length=512")
+    sub.add_argument("--out", type=Path, help="keep every row's tokens and the report in this folder")
+    sub.add_argument("--parent", type=int, help="end when the process of this number has ended")
     sub.add_argument("--json", action="store_true")
     sub = command("evaluate", _evaluate, "How well a run, or a base model alone, does on a data set.", "target")
     sub.add_argument("--data", required=True, help="a file, a built-in sample or an id on the Hugging Face hub")
@@ -248,18 +253,48 @@ def _estimate(options: argparse.Namespace) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from core.engine.preview import check_data
+    from core.engine.inspection import inspect
+    from core.parent import end_with
 
-    report = check_data(options.file, options.model, options.task)
+    if options.parent is not None:
+        end_with(options.parent)
+    changes = dict(parse_assignment(text) for text in options.set)
+    name = options.file
+    if Path(name).suffix not in (".yaml", ".yml"):
+        changes = {"model.name": options.model, "data.train": name} | changes
+        name = options.task
+
+    def tell(done: int, total: int) -> None:
+        if options.out is not None:
+            runs.write_whole(options.out / "progress.json", json.dumps({"done": done, "total": total}))
+
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        report = inspect(presets.load(name, changes), options.out, tell)
+    except Problem as problem:
+        if options.out is not None:
+            runs.write_whole(options.out / "problem.json", json.dumps(problem.to_data()))
+        raise
     if options.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        for name, value in report.items():
-            if name not in ("problems", "preview"):
-                print(f"{name:<14} {value}")
-        for problem in report["problems"]:
-            print(problem)
-    return 0 if report["trained_rows"] else 2
+        _print_report(report)
+    return 0 if report["starts"] else 2
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    """An inspection as lines of text: the numbers, then what was found, worst first."""
+    for name, value in report.items():
+        if not isinstance(value, list | dict):
+            print(f"{name:<16} {value:.4g}" if isinstance(value, float) else f"{name:<16} {value}")
+    for at in report["cut_at"]:
+        print(f"max_length {at['max_length']:>7} cuts {at['rows']:.1%} of the rows, {at['tokens']:.1%} of the tokens")
+    for found in report["findings"]:
+        rows = ", ".join(map(str, found["rows"][:5]))
+        print(f"[{found['severity']}] {found['says']}" + (f" (rows {rows})" if rows else ""))
+    for problem in report["problems"]:
+        print(problem)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

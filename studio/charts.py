@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -182,6 +183,34 @@ def matrix_figure(
     return {
         "data": [trace], "title": names["title"], "x": names["said"], "y": names["true"], "key": key, "tall": True, "legend": False,
         "rows": [_tick(row) for row in rows], "columns": [_tick(column) for column in columns],
+    }  # fmt: skip
+
+
+def length_figure(histogram: dict[str, list[int]], limit: int, names: dict[str, str]) -> Figure:
+    """How many rows have which length in tokens, with the longest row that is read drawn in.
+
+    Args:
+        histogram: `edges`, one more than `counts`.
+        limit: the longest row; what is beyond it is cut.
+        names: what its axes and the mark are called: rows, length, limit.
+    """
+    edges, counts = histogram["edges"], histogram["counts"]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    spans = [f"{low:,}–{max(low, high - 1):,}" for low, high in itertools.pairwise(edges)]
+    bars = {
+        "type": "bar", "x": middles, "y": counts, "width": edges[1] - edges[0], "name": names["rows"], "customdata": spans,
+        "marker": {"color": [PALETTE[0] if low < limit else PALETTE[1] for low in edges[:-1]], "line": {"width": 0}},
+        "hovertemplate": "%{customdata}: %{y:,}<extra></extra>",
+    }  # fmt: skip
+    mark = {
+        "type": "scatter", "x": [limit, limit], "y": [0, max(counts)], "mode": "lines", "name": names["limit"],
+        "line": {"color": PALETTE[6], "width": 2, "dash": "dash"}, "atelier_dark": _DARK[6], "hovertemplate": "%{x:,}",
+    }  # fmt: skip
+    # A mark far beyond all rows would press them together.
+    traces = [bars, mark] if limit <= 1.5 * edges[-1] else [bars]
+    return {
+        "data": traces, "title": "", "x": names["length"], "y": names["rows"], "key": f"lengths-{limit}", "tall": True,
+        "legend": len(traces) > 1,
     }  # fmt: skip
 
 

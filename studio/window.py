@@ -42,6 +42,7 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
             blocks=blocks,
             tabs=gr.Tabs(selected="train", render=False, elem_classes=["atelier-tabs"]),
             run=gr.BrowserState("", storage_key="atelier.run", secret="atelier"),
+            form=gr.BrowserState(None, storage_key="atelier.form", secret="atelier"),
             data=gr.State(None),
             config=gr.State(None),
             timer=gr.Timer(2),

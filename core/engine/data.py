@@ -7,7 +7,7 @@ import inspect
 import json
 import random
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -47,6 +47,8 @@ class Tokens:
         starts = tokenizer("").input_ids
         self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
         self.cut = 0
+        #: Whether rows remember what was cut off their end, for people to see.
+        self.keeps_lost = False
         #: What stands before all that is read: virtual tokens, and how many positions a prefix takes.
         self.before: Sequence[int] = ()
         self.taken = 0
@@ -97,13 +99,16 @@ class Tokens:
     def spell_input(self, text: str) -> Row:
         """A text as an encoder or a classifier reads it, with the special tokens that the model puts around it. Words
         that are spelled like special tokens stay words: a text must not be able to end itself."""
-        whole = self.tokenizer(text, split_special_tokens=True)
+        whole, lost = self.tokenizer(text, split_special_tokens=True), []
         if len(whole.input_ids) > self.max_length:
             self.cut += 1
+            lost = list(whole.input_ids[self.max_length :]) if self.keeps_lost else []
             whole = self.tokenizer(text, split_special_tokens=True, truncation=True, max_length=self.max_length)
         ids = list(whole.input_ids)
         # A text of nothing still has to be something to the model.
-        return Row(ids or [self.tokenizer.eos_token_id or 0], segments=whole.get("token_type_ids") if ids else None)
+        return Row(
+            ids or [self.tokenizer.eos_token_id or 0], segments=whole.get("token_type_ids") if ids else None, lost=lost
+        )
 
     def spell_answer(self, text: str) -> list[int]:
         """What a decoder shall write, with the token that ends it; a text that is too long loses its end, and is
@@ -285,7 +290,8 @@ class Tokens:
     def _cut(self, ids: list[int], trained: list[bool]) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
-        return Row(ids[: self.max_length], trained[: self.max_length])
+        lost = ids[self.max_length :] if self.keeps_lost else []
+        return Row(ids[: self.max_length], trained[: self.max_length], lost=lost)
 
 
 def _says(answered: str, content: str, *, behind: str) -> bool:
@@ -337,28 +343,46 @@ def spell(
     """
     result = Rows()
     cut_before = tokens.cut
-    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
-        raise refuse(objective.name, dataset.examples[indices[0]])
-    for index in indices:
-        example = dataset.examples[index]
-        try:
-            spelled = objective.spell(example, tokens, settings)
-        except Problem as problem:
-            facts = problem.facts | {"row": dataset.numbers[index]}
-            result.refused.append(
-                Problem(
-                    "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
-                )
-            )
+    for index, spelled in spell_each(dataset, indices, objective, tokens, settings, field):
+        if isinstance(spelled, Problem):
+            result.refused.append(spelled)
             continue
         for row in spelled:
             if row.targets:
                 result.rows.append(row)
-                result.examples.append(example)
+                result.examples.append(dataset.examples[index])
             else:
                 result.empty += 1
     result.cut = tokens.cut - cut_before
     return result
+
+
+def spell_each(
+    dataset: Dataset,
+    indices: Sequence[int],
+    objective: Objective,
+    tokens: Tokens,
+    settings: DataSettings,
+    field: str = "data.train",
+) -> Iterator[tuple[int, list[Row] | Problem]]:
+    """Each example of those indices with its rows, or with the Problem of one that cannot be used.
+
+    Raises:
+        Problem: beside `task`, when no example is of a kind that the task can learn from.
+    """
+    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
+        raise refuse(objective.name, dataset.examples[indices[0]])
+    for index in indices:
+        try:
+            yield index, objective.spell(dataset.examples[index], tokens, settings)
+        except Problem as problem:
+            facts = problem.facts | {"row": dataset.numbers[index]}
+            yield (
+                index,
+                Problem(
+                    "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
+                ),
+            )
 
 
 def order_rows(count: int, seed: int, epoch: int) -> list[int]:

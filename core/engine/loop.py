@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from core.config import Config
 from core.engine.adapt import Adapted, Weights

@@ -23,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import psutil
 import uvicorn
 from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.applications import Starlette
@@ -37,6 +36,7 @@ from core.config import ModelSettings, Settings
 from core.engine.chat import Speaker, Speech, resolve_weights
 from core.engine.generate import Sampling
 from core.formats import Message
+from core.parent import end_with
 from core.problem import Problem
 from core.runs import all_runs, write_whole
 
@@ -435,7 +435,7 @@ def serve(
     """
     token = os.environ.pop("ATELIER_SERVE_TOKEN", None)
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        end_with(parent)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -464,15 +464,3 @@ def serve(
         sockets=[listener]
     )
     return 0
-
-
-def _end_with(parent: int) -> None:
-    """A helper dies with its parent, also when that was killed and could not say so."""
-    try:
-        process = psutil.Process(parent)
-        born = process.create_time()
-        while process.is_running() and process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
-    except psutil.Error:
-        pass
-    os._exit(0)

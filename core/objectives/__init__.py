@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class Row:
     """What the model reads, as token ids, and for each whether it is learned as the token that comes next.
 
-    `segments` says which of two texts each token is of, for models that are told.
+    `segments` says which of two texts each token is of, for models that are told; `lost` is what was cut off its end,
+    where somebody wants to see that.
     """
 
     ids: list[int]
     trained: list[bool] = field(default_factory=list)
     segments: list[int] | None = None
+    lost: list[int] = field(default_factory=list)
 
     @property
     def targets(self) -> int:

@@ -73,7 +73,8 @@ class Classification(Objective):
             )
         row = speller.spell_input(example.text or "")
         marks = tuple(float(label in own) for label in self.labels)
-        return [LabelRow(row.ids, segments=row.segments, label=marks if self.several else self.labels.index(own[0]))]
+        label = marks if self.several else self.labels.index(own[0])
+        return [LabelRow(row.ids, segments=row.segments, lost=row.lost, label=label)]
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Summed over rows: logits (rows, labels), targets (rows,), or (rows, labels) where a row may have several;

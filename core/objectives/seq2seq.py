@@ -29,7 +29,7 @@ class Seq2Seq(Objective):
     def rows(self, example: Example, speller: Speller, data: DataSettings) -> list[Row]:
         source, target = example.pair() or ("", "")
         row = speller.spell_input(source)
-        return [AnswerRow(row.ids, segments=row.segments, answer=speller.spell_answer(target))]
+        return [AnswerRow(row.ids, segments=row.segments, lost=row.lost, answer=speller.spell_answer(target))]
 
     def prompt(self, example: Example, speller: Speller, room: int) -> list[int]:
         return speller.spell_input((example.pair() or ("", ""))[0]).ids

@@ -35,7 +35,9 @@ class Page:
         tabs: the row of tabs; a handler that returns `page.go("chat")` to it switches.
         run: id of the selected run ("" for none); kept in the browser. Listen with `page.run.change(...)`, select by
             returning the id to it. It comes over the network: look it up with `core.runs.find_id`.
-        data: the data set that the Data tab hands to Train: {"train", "format", "columns", "tasks"} or None.
+        form: what Train is set to, as `studio.form.Form.to_memory` writes it; kept in the browser.
+        data: the data set that the Data tab hands to Train: {"train", "format", "columns", "tasks"} or None; with
+            "settings", values by knob that Train shall take as well.
         config: plain data of a configuration that is handed to Train (from Runs): {"config"} or None. Gradio tells of a
             changed State by its queue alone, so the handler that sets it must not say `queue=False`.
         timer: ticks every two seconds. Handlers on it say `queue=False, show_progress="hidden"`, only read files, take a
@@ -47,6 +49,7 @@ class Page:
     blocks: gr.Blocks
     tabs: gr.Tabs
     run: gr.BrowserState
+    form: gr.BrowserState
     data: gr.State
     config: gr.State
     timer: gr.Timer

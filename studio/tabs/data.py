@@ -15,6 +15,7 @@ from core.formats import Example
 from core.problem import Problem
 from studio import report, shelf
 from studio.form import short_name
+from studio.inspector import Inspector
 from studio.language import Language
 from studio.panel import Updates
 from studio.predictions import mark_place
@@ -48,6 +49,7 @@ class _Data:
                 self._draw_source()
             with gr.Column(scale=6, min_width=320):
                 self._draw_preview()
+        Inspector(page, self.view, _looked_at)
         self._listen()
 
     def _draw_source(self) -> None:
@@ -270,6 +272,16 @@ def _read(view: Any) -> tuple[str, str, dict[str, str], int]:
         columns,
         row if isinstance(row, int) and not isinstance(row, bool) and abs(row) < 2**40 else 0,
     )
+
+
+def _looked_at(view: Any) -> tuple[Dataset | None, dict[str, Any]]:
+    """The data set that is looked at, if it could be read, and the settings that name it."""
+    source, format, columns, _ = _read(view)
+    return shelf.remembered(source, format, columns), {
+        "data.train": source,
+        "data.format": format,
+        "data.columns": columns,
+    }
 
 
 def _roles(format: str) -> list[str]:

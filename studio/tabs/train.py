@@ -75,7 +75,7 @@ def build(page: Page) -> None:
 class _Train:
     def __init__(self, page: Page):
         self.page, self.words = page, page.words
-        self.memory = gr.BrowserState(None, storage_key="atelier.form", secret="atelier")
+        self.memory = page.form
         self.nonce = gr.BrowserState("", storage_key="atelier.nonce", secret="atelier")
         # None: nobody has said yet; "": the form is wanted; else the id of the run that is watched.
         self.watched = gr.BrowserState(None, storage_key="atelier.watched", secret="atelier")
@@ -302,6 +302,10 @@ class _Train:
         possible = tasks_of(new.shown["model.name"])
         if fitting and new.task not in fitting:
             new = new.for_task(next((name for name in possible if name in fitting), new.task))
+        settings = data.get("settings")
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            if key in knobs():
+                new.shown[key] = knobs()[key].show(value)
         return self._fill(new) | self._show("")
 
     def _save(self, *entries: Any) -> Updates:

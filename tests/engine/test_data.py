@@ -6,15 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ground import FAMILIES
 
-from core.config import DataSettings, ModelSettings
+from core import presets
+from core.config import ModelSettings
 from core.engine.data import Reader, Tokens, collate, count_targets, order_rows
+from core.engine.inspection import inspect
 from core.engine.model import end_token_ids, load_model
-from core.engine.preview import check_data
 from core.formats import Message
 from core.objectives import Row
 from core.problem import Problem
@@ -32,6 +34,14 @@ REWRITES = (  # drops what earlier answers said before a bar, as templates of th
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def look_at(path: Path, model: Path, **data: object) -> dict[str, Any]:
+    """What an inspection tells of a file, with a model's tokens."""
+    changes = {"data.train": str(path), "model.name": str(model)} | {
+        f"data.{key}": value for key, value in data.items()
+    }
+    return inspect(presets.load("chat", changes))
 
 
 def tokens_of(folder: Path, template: str | None = "own", max_length: int = 128) -> Tokens:
@@ -316,7 +326,7 @@ def test_a_data_set_is_counted_as_training_would(llama: Path, tmp_path: Path) ->
     kept = [
         tokens.spell_conversation((Message("user", "a"), Message("assistant", text)), "answers")[0] for text in texts
     ]
-    told = check_data(str(path), str(model), settings=DataSettings(train=str(path), max_length=32))
+    told = look_at(path, model, max_length=32)
     counts = ("rows", "trained_rows", "bad_rows", "refused_rows", "empty_rows", "cut_rows")
     assert [told[key] for key in counts] == [6, 3, 1, 1, 1, 2]
     lengths = [len(row.ids) for row in kept]
@@ -330,7 +340,7 @@ def test_a_data_set_is_counted_as_training_would(llama: Path, tmp_path: Path) ->
     assert "".join(piece for piece, _ in told["preview"]) == tokens.tokenizer.decode(kept[0].ids)
     assert [trained for _, trained in told["preview"]] == kept[0].trained
     # Longer than the model reads is no length to ask for.
-    assert check_data(str(path), str(model), settings=DataSettings(train=str(path), max_length=4096))["longest"] == 128
+    assert look_at(path, model, max_length=4096)["longest"] == 128
 
 
 def test_a_preview_ends_an_answer_where_the_model_ends_it(llama: Path, tmp_path: Path) -> None:
@@ -346,5 +356,5 @@ def test_a_preview_ends_an_answer_where_the_model_ends_it(llama: Path, tmp_path:
         if whose == "the model's too":
             named = [settings["eos_token_id"], tokens_of(llama).encode("<|tool|>")[0]]
             (model / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": named}))
-        shown = "".join(piece for piece, learned in check_data(str(path), str(model))["preview"] if learned)
+        shown = "".join(piece for piece, learned in look_at(path, model)["preview"] if learned)
         assert shown == "sat" + end, whose

@@ -11,6 +11,7 @@ import pytest
 import core
 from core import formats, methods, objectives, presets
 from core.config import Config, fields
+from core.findings import KINDS
 from core.playground import SAMPLES
 from studio import language
 
@@ -81,6 +82,7 @@ def core_texts() -> set[str]:
         found |= {preset.title, preset.about, *preset.reasons.values()}
     for format in formats.formats().values():
         found |= {format.title, format.about, format.because}
+    found |= {text for kind in KINDS.values() for text in (kind.what, kind.why)}
     found |= {sample.title for sample in SAMPLES.values()} | {presets.RATE_OF_THE_METHOD}
     return found - {""}
 

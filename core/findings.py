@@ -1,0 +1,127 @@
+"""What can be wrong with a data set: the kinds of trouble that an inspection finds, worst first, and what to do about each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from core.problem import Problem
+
+SEVERITIES = ("stop", "warn", "note")
+"""What teaches nothing, what spoils a training, and what is worth knowing."""
+
+
+class Kind(NamedTuple):
+    """One kind of trouble: `what` is wrong with `count` rows, and `why` that matters, with what can be done."""
+
+    severity: str
+    what: str
+    why: str
+
+
+KINDS: dict[str, Kind] = {
+    "refused": Kind(
+        "stop",
+        "Rows that the model or the task refuses: {count}.",
+        "They teach nothing. Correct or delete them, or choose another model.",
+    ),
+    "bad": Kind(
+        "stop",
+        "Rows that cannot be read as the others are: {count}.",
+        "They are left out. Correct or delete them.",
+    ),
+    "unlearned": Kind(
+        "stop",
+        "Rows of which nothing is learned: {count}.",
+        "All that would be learned was cut off, so that they only cost time. Raise the longest row, or drop them.",
+    ),
+    "cut_answer": Kind(
+        "warn",
+        "Rows that lose the end of what is to be learned: {count}.",
+        "The model learns to stop in mid-sentence, or never to stop. Raise the longest row, or drop them.",
+    ),
+    "endless": Kind(
+        "warn",
+        "Rows whose answer does not end with a token that ends it: {count}.",
+        "The model would learn to go on for ever. Choose a model whose tokenizer names its end.",
+    ),
+    "double_start": Kind(
+        "warn",
+        "Rows that begin with the token for the beginning twice: {count}.",
+        "The model has never seen that; quality suffers. Its chat template and its tokenizer both write it.",
+    ),
+    "dropped_system": Kind(
+        "warn",
+        "Rows whose system prompt the model's template leaves out: {count}.",
+        "What it says is neither read in training nor in use. Move it into the first question, or choose another model.",
+    ),
+    "overlap": Kind(
+        "warn",
+        "Rows of the evaluation data that are trained on, too: {count}.",
+        "The evaluation would praise what was learned by heart. Remove duplicates, or choose other evaluation data.",
+    ),
+    "conflict": Kind(
+        "warn",
+        "Rows with the input of another and a different label: {count}.",
+        "They teach opposite things. Keep one of each.",
+    ),
+    "mojibake": Kind(
+        "warn",
+        "Rows with garbled characters: {count}.",
+        "The file was read in a wrong encoding at some time, and the model would learn to write them. Export it again as UTF-8.",
+    ),
+    "special": Kind(
+        "warn",
+        "Rows with words that the model reads as special tokens: {count}.",
+        "They end or begin turns where none should. Remove them from the text.",
+    ),
+    "duplicate": Kind(
+        "note",
+        "Rows that repeat one before, but for case, spaces and punctuation: {count}.",
+        "They count twice or more often. Remove them unless that is meant.",
+    ),
+    "lonely_label": Kind(
+        "note",
+        "Rows with a label that hardly any other has: {count}.",
+        "Of a handful of rows a class is hardly learned, and not measured. Add rows or join classes.",
+    ),
+    "cut": Kind(
+        "note",
+        "Rows that are cut at their end: {count}.",
+        "They are longer than the longest row allows. Raise it if memory allows.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble with a data set: how many rows have it, and the first of them by their number in the file.
+
+    `settings` are the changes that mend it, by dotted key; empty where none would.
+    """
+
+    name: str
+    count: int
+    rows: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> str:
+        return KINDS[self.name].severity
+
+    @property
+    def problem(self) -> Problem:
+        """The finding in words."""
+        kind = KINDS[self.name]
+        return Problem(kind.what, "", kind.why, count=self.count)
+
+    def to_data(self) -> dict[str, Any]:
+        """As plain data, for a file that another process reads."""
+        told = {"name": self.name, "severity": self.severity, "count": self.count, "rows": list(self.rows)}
+        return told | {"settings": dict(self.settings), "says": str(self.problem)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_data`."""
+        return cls(data["name"], int(data["count"]), tuple(data["rows"]), data["settings"])

@@ -1,0 +1,302 @@
+"""Whole data sets looked at by a helper process: started, watched, ended, and read from what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+from pyarrow import compute
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from core import runs
+from core.config import Config
+from core.findings import Finding
+from core.problem import Problem
+from studio import launcher
+
+_KEPT = 8
+_TAIL = 1500
+_SEARCHED = 200_000
+# What decides over a row's tokens; all else of a configuration may change and the answer is the same.
+_DECIDES = ("task", "model", "data", "method")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of a row as people see it; several ids where a character takes more than one."""
+
+    text: str
+    ids: tuple[int, ...]
+    learned: bool = False
+    special: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a helper has found so far, in a folder."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def progress(self) -> tuple[int, int]:
+        """Rows done, of how many; zeros while nobody knows."""
+        told = self._read("progress.json") or {}
+        return int(told.get("done", 0)), int(told.get("total", 0))
+
+    def report(self) -> dict[str, Any] | None:
+        """The numbers, once all rows have been seen."""
+        return _report(self.folder / "report.json")
+
+    def problem(self) -> Problem | None:
+        """Why there will be no report."""
+        told = self._read("problem.json")
+        return Problem.from_data(told) if told else None
+
+    def findings(self) -> list[Finding]:
+        """What is wrong, worst first."""
+        return [Finding.from_data(one) for one in (self.report() or {}).get("findings", ())]
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return _table(self.folder).num_rows
+
+    def number(self, place: int) -> int:
+        """Which row of the file it is, from 1."""
+        return int(_table(self.folder)["number"][place].as_py())
+
+    def is_aside(self, place: int) -> bool:
+        """Whether it is measured on, and never trained."""
+        return bool(_table(self.folder)["aside"][place].as_py())
+
+    def troubles(self, place: int) -> list[str]:
+        """The names of the findings that it has."""
+        return list(_table(self.folder)["findings"][place].as_py())
+
+    def tokens(self, place: int, most: int) -> list[Token]:
+        """At most so many pieces of a row, with those that were cut off."""
+        table, tokenizer = _table(self.folder), _tokenizer(self.folder)
+        ids = table["ids"][place].as_py()[:most]
+        learned = table["learned"][place].as_py()
+        lost = table["lost"][place].as_py()[: most - len(ids)]
+        special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        return [
+            *_spell(tokenizer, ids, learned, special),
+            *(Token(one.text, one.ids, False, one.special, True) for one in _spell(tokenizer, lost, [], special)),
+        ]
+
+    def count(self, place: int) -> tuple[int, int, int]:
+        """Tokens that are read, of them those that are learned, and those that were cut off."""
+        table = _table(self.folder)
+        return (
+            len(table["ids"][place]),
+            sum(table["learned"][place].as_py()),
+            len(table["lost"][place]),
+        )
+
+    def extreme(self, longest: bool) -> int:
+        """The place of the longest or the shortest row, counted whole."""
+        table = _table(self.folder)
+        lengths = _lengths(table, "ids") + _lengths(table, "lost")
+        return int(lengths.argmax() if longest else lengths.argmin()) if len(lengths) else 0
+
+    def with_trouble(self, name: str, after: int) -> int | None:
+        """The next row with that finding, round again from the last; None when no row is kept that has it."""
+        places = _troubled(self.folder, name)
+        return next((place for place in places if place > after), places[0] if places else None)
+
+    def with_text(self, text: str, after: int) -> int | None:
+        """The next row whose text holds that, round again from the last; None for none."""
+        count, wanted = len(self), text.casefold()
+        tokenizer, table = _tokenizer(self.folder), _table(self.folder)
+        order = [place % count for place in range(after + 1, after + 1 + min(count, _SEARCHED))] if count else []
+        for start in range(0, len(order), 256):
+            part = order[start : start + 256]
+            said = tokenizer.decode_batch(table["ids"].take(part).to_pylist(), skip_special_tokens=False)
+            for place, one in zip(part, said, strict=True):
+                if wanted in one.casefold():
+                    return place
+        return None
+
+
+def _spell(tokenizer: Tokenizer, ids: Sequence[int], learned: Sequence[bool], special: set[int]) -> list[Token]:
+    """Ids as pieces of text: those of a character that takes several ids stand together."""
+    stream, pieces, waiting = DecodeStream(skip_special_tokens=False), [], []
+    for place, number in enumerate(ids):
+        waiting.append(number)
+        text = stream.step(tokenizer, number)
+        if text is not None:
+            marked = place < len(learned) and learned[place]
+            pieces.append(Token(text, tuple(waiting), marked, number in special))
+            waiting = []
+    if waiting:
+        pieces.append(Token("�", tuple(waiting), bool(learned) and learned[len(ids) - 1]))
+    return pieces
+
+
+@lru_cache(maxsize=4)
+def _table_at(path: Path, stamp: int) -> pyarrow.Table:
+    # Mapped, not read: a million rows take no memory until they are looked at.
+    return pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
+
+
+def _table(folder: Path) -> pyarrow.Table:
+    path = folder / "rows.arrow"
+    return _table_at(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _troubled_at(path: Path, stamp: int, name: str) -> list[int]:
+    column = _table_at(path, stamp)["findings"].combine_chunks()
+    names, parents = compute.list_flatten(column), compute.list_parent_indices(column)
+    return sorted(set(parents.filter(compute.equal(names, name)).to_pylist()))
+
+
+def _troubled(folder: Path, name: str) -> list[int]:
+    path = folder / "rows.arrow"
+    return _troubled_at(path, path.stat().st_mtime_ns, name)
+
+
+def _lengths(table: pyarrow.Table, column: str) -> np.ndarray:
+    return compute.list_value_length(table[column]).to_numpy()
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@lru_cache(maxsize=4)
+def _report_at(path: Path, stamp: int) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    try:
+        return _report_at(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+class Inspections:
+    """At most one helper at work; a new wish ends the one before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._key = ""
+
+    def start(self, config: Config) -> Inspection:
+        """Have all rows looked at as this configuration would train them; nothing is done twice."""
+        with self._lock:
+            one = Inspection(folder() / _key_of(config))
+            if one.report() is not None or self._is_at_work(one.key):
+                return one
+            self._end()
+            shutil.rmtree(one.folder, ignore_errors=True)
+            runs.make_private_folder(one.folder)
+            _forget_old(one.folder)
+            runs.write_whole(one.folder / "config.yaml", config.to_yaml())
+            arguments = ["check-data", str(one.folder / "config.yaml"), "--out", str(one.folder)]
+            self._process = launcher.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
+            self._key = one.key
+            return one
+
+    def is_at_work(self, key: str) -> bool:
+        """Whether a helper is on it."""
+        with self._lock:
+            return self._is_at_work(key)
+
+    def _is_at_work(self, key: str) -> bool:
+        return key == self._key and self._process is not None and self._process.poll() is None
+
+    def failure(self, one: Inspection) -> Problem | None:
+        """Why it ended without a report; None while it is at work, or when it has one."""
+        if self.is_at_work(one.key) or one.report() is not None:
+            return None
+        tail = ""
+        with contextlib.suppress(OSError):
+            tail = (one.folder / "log.txt").read_bytes()[-_TAIL:].decode("utf-8", errors="replace").strip()
+        told = one.problem()
+        return told or Problem("The rows could not be looked at.", tail and "{tail}", "Try it again.", tail=tail)
+
+    def stop(self, key: str) -> None:
+        """End the helper and leave nothing behind."""
+        with self._lock:
+            if key == self._key:
+                self._end()
+                shutil.rmtree(folder() / key, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+        self._process, self._key = None, ""
+
+
+@cache
+def shared() -> Inspections:
+    """The one of this studio."""
+    return Inspections()
+
+
+def find(key: Any) -> Inspection | None:
+    """The inspection of a key that came from a page; None for none."""
+    if not isinstance(key, str) or not key.isalnum() or len(key) > 64:
+        return None
+    one = Inspection(folder() / key)
+    return one if one.folder.is_dir() else None
+
+
+def folder() -> Path:
+    """Where inspections are kept."""
+    path = runs.home() / "inspections"
+    runs.make_private_folder(path)
+    return path
+
+
+def _key_of(config: Config) -> str:
+    data = config.to_data()
+    told: list[Any] = [{name: data[name] for name in _DECIDES}, config.train.seed, config.train.batch_size]
+    for source in (config.data.train, config.data.eval or ""):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            path = Path(source).expanduser()
+            for one in [path, *(sorted(path.iterdir()) if path.is_dir() else ())]:
+                status = one.stat()
+                told.append([one.name, status.st_mtime_ns, status.st_size])
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _forget_old(new: Path) -> None:
+    """Keep the newest few: tokens of large files take room."""
+    with contextlib.suppress(OSError):
+        there = sorted(folder().iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in [path for path in there if path != new][_KEPT - 1 :]:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,207 @@
+"""What an inspection shows is what is trained, and whatever is wrong with a data set is found and counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from ground import run_core
+
+from core import presets, runs
+from core.engine import loop, worker
+from core.engine.inspection import REPORT_FILE, ROWS_FILE, Stopped, inspect
+from core.findings import KINDS, SEVERITIES, Finding
+from core.problem import Problem
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def talk(question: str, answer: str, system: str = "") -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": [{"role": "system", "content": system}, *turns] if system else turns}
+
+
+def look(path: Path, model: Path, task: str = "chat", folder: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """The report on a file, with other settings as `data__max_length=32`."""
+    told = {key.replace("__", "."): value for key, value in changes.items()}
+    return inspect(presets.load(task, {"data.train": str(path), "model.name": str(model)} | told), folder)
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    with pyarrow.memory_map(str(folder / ROWS_FILE)) as file:
+        return pyarrow.ipc.open_file(file).read_all().to_pylist()
+
+
+CASES = [
+    ("llama", "chat", "lora"),
+    ("llama", "chat", "prompt_tuning"),
+    ("llama", "chat", "prefix_tuning"),
+    ("gpt2", "text", "lora"),
+    ("roberta", "classification", "lora"),
+    ("roberta", "classification", "p_tuning"),
+    ("bert", "extractive_qa", "lora"),
+    ("t5", "seq2seq", "lora"),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "method"), CASES)
+def test_what_is_shown_is_what_is_trained(
+    home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, task: str, method: str
+) -> None:  # fmt: skip
+    """The rows of an epoch's batches are the shown ones, bit for bit: what is cut, what is learned, what is set aside."""
+    words = "the cat sat on the mat what is colour of sky".split()
+    texts = [" ".join(words[(n + k) % len(words)] for k in range(2 + 9 * (n % 7))) for n in range(24)]
+    rows = {
+        "chat": [talk(text, text[::-1], "be brief" if n % 3 else "") for n, text in enumerate(texts)],
+        "text": [{"text": text} for text in texts],
+        "classification": [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)],
+        "extractive_qa": [{"context": text, "question": "what", "answers": {"text": [text.split()[0]], "answer_start": [0]}} for text in texts],
+        "seq2seq": [{"source": text, "target": text[:20]} for text in texts],
+    }[task]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", rows)
+    changes = {
+        "data.train": str(path), "model.name": str(family(name)), "method.name": method, "data.max_length": 48, "data.eval_fraction": 0.25,
+        "train.epochs": 1, "train.batch_size": 4, "train.eval_every": 0, "train.save_every": 0, "samples.scored": 0,
+    }  # fmt: skip
+    if method in ("prompt_tuning", "prefix_tuning", "p_tuning"):
+        changes["method.tokens"] = 5
+    config = presets.load(task, changes)
+    report = inspect(config, tmp_path / "look")
+    batched: list[Any] = []
+    real = loop.collate
+
+    def collate(given: Any, *arguments: Any, **more: Any) -> Any:
+        batched.extend(given)
+        return real(given, *arguments, **more)
+
+    # The first rows are read once more, to measure what the head reads: only the steps count here.
+    monkeypatch.setattr(loop, "_read_some", lambda *_: None)
+    monkeypatch.setattr(loop, "collate", collate)
+    run = runs.create(config)
+    worker.work(run)
+    assert (run.result() or {})["outcome"] == "completed", run.result()
+    shown = rows_in(tmp_path / "look")
+
+    def fingerprint(ids: list[int], learned: list[bool]) -> str:
+        return json.dumps([ids, learned])
+
+    trained = Counter(fingerprint(*map(list, zip(*row.shown(), strict=True))) for row in batched)
+    expected = Counter(
+        fingerprint(row["ids"], row["learned"])
+        for row in shown
+        if not row["aside"] and "unlearned" not in row["findings"]
+    )
+    assert trained == expected and len(batched) == report["train_rows"] > 8
+    started = next(event for event in run.metrics().events if event["event"] == "started")
+    assert (started["max_length"], started["eval_rows"]) == (report["max_length"], report["aside_rows"])
+    assert report["aside_rows"] > 0
+    if task in ("chat", "classification"):
+        assert any(row["lost"] for row in shown), "some rows are longer than they may be"
+
+
+def test_every_kind_of_trouble_is_found(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [
+        talk("a", "sat"),
+        talk("A !", "sat."),  # the first again, but for case and punctuation
+        talk("b", "cafÃ© ole"),
+        talk("c", "the </s> mat"),
+        talk("d", "the mat " * 60),
+        talk("the mat " * 90, "sat"),
+        {"messages": "nothing"},
+        talk("e", "Сказка о рыбаке"),
+        talk("f", "猫坐在垫子上"),
+        talk("g", "cat", "be brief"),
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = look(path, family("llama"), folder=tmp_path / "look", data__max_length=64, data__eval_fraction=0.0)
+    found = {one["name"]: one for one in report["findings"]}
+    assert {name: one["rows"] for name, one in found.items()} == {
+        "bad": [7], "unlearned": [6], "cut_answer": [5], "mojibake": [3], "special": [4], "duplicate": [2],
+    }  # fmt: skip
+    assert [SEVERITIES.index(one["severity"]) for one in report["findings"]] == sorted(
+        SEVERITIES.index(one["severity"]) for one in report["findings"]
+    )
+    longest = found["cut_answer"]["settings"]["data.max_length"]
+    assert longest == 128 < max(len(row["ids"]) + len(row["lost"]) for row in rows_in(tmp_path / "look"))
+    again = look(path, family("llama"), data__max_length=longest, data__eval_fraction=0.0)
+    mended = {one["name"] for one in again["findings"]}
+    # The model itself reads 128 tokens; beyond that no setting helps, and none is offered.
+    assert again["max_length"] == 128 and not any(one["settings"] for one in again["findings"])
+    assert mended <= {"bad", "unlearned", "cut_answer", "mojibake", "special", "duplicate"}
+    assert report["scripts"] == {"Latin": 7, "Cyrillic": 1, "Han": 1}
+    assert report["systems"]["rows"] == 1 and report["turns"] == {"1": 9}
+    kept = rows_in(tmp_path / "look")
+    assert [row["number"] for row in kept] == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+    assert json.loads((tmp_path / "look" / REPORT_FILE).read_text())["rows"] == report["rows"] == 10
+    assert sum(report["lengths"]["counts"]) == 9 and report["trained_rows"] == 8
+
+
+def test_labels_that_contradict_are_rare_or_leak(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [{"text": f"the cat {n}", "label": "ab"[n % 2]} for n in range(20)]
+    train = write(tmp_path / "train.jsonl", [*rows, {"text": "the cat 4", "label": "b"}, {"text": "sky", "label": "c"}])
+    held = write(tmp_path / "held.jsonl", [{"text": "The CAT 7", "label": "b"}, {"text": "mat", "label": "a"}])
+    report = look(train, family("bert"), "classification", data__eval=str(held))
+    found = {one["name"]: (one["count"], one["rows"]) for one in report["findings"]}
+    assert found["conflict"] == (1, [21]) and found["overlap"] == (1, [1]) and found["lonely_label"][0] == 1
+    assert report["labels"] == {"a": 11, "b": 12, "c": 1}
+
+
+def test_templates_that_drop_the_system_prompt_or_never_end(family: Callable[[str], Path], tmp_path: Path) -> None:
+    import shutil
+
+    model = Path(shutil.copytree(family("llama"), tmp_path / "model"))
+    template = next(model.glob("*.jinja"))
+    body = "{% for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    template.write_text("{{ bos_token }}{{ bos_token }}" + body)
+    path = write(
+        tmp_path / "rows.jsonl", [talk("a", "sat", "be brief"), talk("a cat", "sat", "be kind"), talk("b", "sat")]
+    )
+    found = {one["name"]: one["rows"] for one in look(path, model, data__eval_fraction=0.0)["findings"]}
+    assert found["dropped_system"] == [1, 2] and found["double_start"] == [1, 2, 3]
+    assert "endless" not in found  # an end is given to answers that the template leaves without one
+
+
+def test_nothing_to_learn_is_said_and_ends_with_2(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [talk("the mat " * 90, "sat") for _ in range(3)])
+    done = run_core(home, "check-data", path, "--model", family("llama"), "--set", "data.max_length=16", check=False)
+    assert done.returncode == 2 and "[stop] Rows of which nothing is learned: 3." in done.stdout
+    out = tmp_path / "out"
+    write(path, [talk("a", "sat") for _ in range(3)])
+    done = run_core(home, "check-data", path, "--model", family("llama"), "--out", out, "--json")
+    told = json.loads(done.stdout)
+    assert told["starts"] and json.loads((out / "progress.json").read_text()) == {"done": 3, "total": 3}
+    assert len(rows_in(out)) == 3
+    done = run_core(home, "check-data", tmp_path / "none.jsonl", "--out", tmp_path / "bad", check=False)
+    assert done.returncode == 2
+    assert (
+        Problem.from_data(json.loads((tmp_path / "bad" / "problem.json").read_text())).what
+        == "There is no file {path}."
+    )
+
+
+def test_whoever_asked_can_end_it(family: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [talk("a", "sat")] * 4)
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        inspect(presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))}), tell=tell)
+    assert told == [(0, 4)]
+
+
+def test_findings_are_plain_data_and_back() -> None:
+    for name in KINDS:
+        one = Finding(name, 3, (1, 2), {"data.max_length": 64})
+        assert Finding.from_data(json.loads(json.dumps(one.to_data()))) == one
+        assert "{" not in str(one.problem)
