@@ -85,7 +85,9 @@ def test_imports_keep_to_the_house(path: Path) -> None:
             assert folder.startswith("core/engine") or folder == "core/__main__.py", (
                 f"{path.name} may not import the engine"
             )
-            assert inner or folder.startswith("core/engine"), "the command line loads torch only when a command needs it"
+            assert inner or folder.startswith("core/engine"), (
+                "the command line loads torch only when a command needs it"
+            )
 
 
 def test_core_never_knows_the_studio() -> None:

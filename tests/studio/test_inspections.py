@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ def talk(question: str, answer: str) -> dict[str, Any]:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     lines = [talk(f"What is {n}?", f"It is {n}. 猫 é") for n in range(30)]
-    lines += [talk("Tell me", "a very long story " * 400), talk("<b>bold</b>", "a </s> b"), talk("What is 3?", "it is 3! 猫 é")]
+    lines += [
+        talk("Tell me", "a very long story " * 400),
+        talk("<b>bold</b>", "a </s> b"),
+        talk("What is 3?", "it is 3! 猫 é"),
+    ]
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
     return path
 
@@ -60,7 +64,11 @@ def test_rows_are_found(done: Inspection) -> None:
     cut = done.tokens(30, 100)
     assert [token.lost for token in cut].index(True) <= 64 and len(cut) <= 100
     assert done.extreme(False) == 31
-    assert done.with_text("IT IS 7", 0) == 7 and done.with_text("what is", 32) == 0 and done.with_text("nowhere", 0) is None
+    assert (
+        done.with_text("IT IS 7", 0) == 7
+        and done.with_text("what is", 32) == 0
+        and done.with_text("nowhere", 0) is None
+    )
     assert done.with_trouble("special", -1) == 31 and done.with_trouble("conflict", -1) is None
     assert done.troubles(32) == ["duplicate"]
     aside = [place for place in range(len(done)) if done.is_aside(place)]
@@ -72,7 +80,11 @@ def page(home: Path) -> Iterator[Inspector]:
     from studio import window
 
     blocks = window.build("en", launcher.Launcher())
-    found = {handler.fn.__self__ for handler in blocks.fns.values() if isinstance(getattr(handler.fn, "__self__", None), Inspector)}
+    found = {
+        handler.fn.__self__
+        for handler in blocks.fns.values()
+        if isinstance(getattr(handler.fn, "__self__", None), Inspector)
+    }
     yield found.pop()
     inspections.shared().stop(inspections.shared()._key)
 
