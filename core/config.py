@@ -135,12 +135,18 @@ class DataSettings(Settings):
     max_length: int = knob(
         1024,
         "Longest row",
-        "Rows longer than this are cut at their end.",
+        "What becomes of longer rows is the next setting.",
         group="data",
         unit="tokens",
         ge=8,
         le=1_048_576,
         step=64,
+    )
+    too_long: Literal["cut", "oldest", "split", "drop"] = knob(
+        "cut",
+        "Rows that are too long",
+        "Their end is cut, their oldest turns are left out, they are split between turns into several, or they are dropped. Plain text always goes on in the next row.",
+        group="data",
     )
     stride: int = knob(
         128,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from core.problem import Problem
@@ -86,6 +86,11 @@ KINDS: dict[str, Kind] = {
         "Rows with a label that hardly any other has: {count}.",
         "Of a handful of rows a class is hardly learned, and not measured. Add rows or join classes.",
     ),
+    "dropped": Kind(
+        "note",
+        "Rows that are dropped because they are too long: {count}.",
+        "Nothing of them is learned. Raise the longest row if memory allows, or have them split.",
+    ),
     "cut": Kind(
         "note",
         "Rows that are cut at their end: {count}.",
@@ -98,13 +103,13 @@ KINDS: dict[str, Kind] = {
 class Finding:
     """One kind of trouble with a data set: how many rows have it, and the first of them by their number in the file.
 
-    `settings` are the changes that mend it, by dotted key; empty where none would.
+    `remedies` are the ways to mend it, each as settings by dotted key; empty where no setting does.
     """
 
     name: str
     count: int
     rows: tuple[int, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    remedies: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def severity(self) -> str:
@@ -119,9 +124,9 @@ class Finding:
     def to_data(self) -> dict[str, Any]:
         """As plain data, for a file that another process reads."""
         told = {"name": self.name, "severity": self.severity, "count": self.count, "rows": list(self.rows)}
-        return told | {"settings": dict(self.settings), "says": str(self.problem)}
+        return told | {"remedies": [dict(one) for one in self.remedies], "says": str(self.problem)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_data`."""
-        return cls(data["name"], int(data["count"]), tuple(data["rows"]), data["settings"])
+        return cls(data["name"], int(data["count"]), tuple(data["rows"]), tuple(data["remedies"]))

@@ -21,7 +21,7 @@ from pyarrow import compute
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from core import runs
+from core import runs, sources
 from core.config import Config
 from core.findings import Finding
 from core.problem import Problem
@@ -287,10 +287,7 @@ def _key_of(config: Config) -> str:
     told: list[Any] = [{name: data[name] for name in _DECIDES}, config.train.seed, config.train.batch_size]
     for source in (config.data.train, config.data.eval or ""):
         with contextlib.suppress(OSError, ValueError, RuntimeError):
-            path = Path(source).expanduser()
-            for one in [path, *(sorted(path.iterdir()) if path.is_dir() else ())]:
-                status = one.stat()
-                told.append([one.name, status.st_mtime_ns, status.st_size])
+            told.append(sources.stamp(source))
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

@@ -164,14 +164,16 @@ class Inspector:
         if told.get("row") in KINDS:
             found = one.with_trouble(told["row"], place if isinstance(place, int) else -1)
             return gr.skip() if found is None else {self.place: found, self.row: self._row(one, found)}
-        mend = next((finding for finding in one.findings() if finding.name == told.get("mend")), None)
-        if mend is None or not mend.settings:
+        name, _, number = str(told.get("mend")).partition(" ")
+        finding = next((finding for finding in one.findings() if finding.name == name), None)
+        if finding is None or not number.isdecimal() or int(number) >= len(finding.remedies):
             return gr.skip()
+        mend = dict(finding.remedies[int(number)])
         data, settings = self.read(view)
         tasks = list(objectives.fitting(data.examples[0])) if data else []
         chosen = {key.removeprefix("data."): value for key, value in settings.items()}
-        chosen |= {"tasks": tasks, "settings": dict(mend.settings), "press": secrets.token_hex(4)}
-        return self._look(view, memory, dict(mend.settings)) | {self.page.data: chosen}
+        chosen |= {"tasks": tasks, "settings": mend, "press": secrets.token_hex(4)}
+        return self._look(view, memory, mend) | {self.page.data: chosen}
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 
@@ -235,10 +237,13 @@ class Inspector:
         buttons = ""
         if one.rows and one.name not in ("bad", "refused"):
             buttons += f"<button type='button' class='way' data-row='{one.name}'>{report.escape(words.t('inspector.show'))}</button>"
-        if one.settings:
-            key, value = next(iter(one.settings.items()))
-            said = words.t("inspector.mend", name=words.text(knobs()[key].title), value=words.number(value))
-            buttons += f"<button type='button' class='way' data-mend='{one.name}'>{report.escape(said)}</button>"
+        for number, remedy in enumerate(one.remedies):
+            key, value = next(iter(remedy.items()))
+            shown = words.number(value) if isinstance(value, int) else words.t(f"train.choice_{value}")
+            said = words.t("inspector.mend", name=words.text(knobs()[key].title), value=shown)
+            buttons += (
+                f"<button type='button' class='way' data-mend='{one.name} {number}'>{report.escape(said)}</button>"
+            )
         severity = report.escape(words.t(f"inspector.severity_{one.severity}"))
         return (
             f"<li class='finding {one.severity}'><div><span class='badge {one.severity}'>{severity}</span> <b>{report.escape(what)}</b></div>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 import random
 from bisect import bisect_left
@@ -34,7 +35,8 @@ class Tokens:
     """A model's tokenizer and chat template: the one place where text becomes tokens, in training and in chat.
 
     Args:
-        max_length: longest row in tokens; the rest of a row is cut and counted in `cut`.
+        max_length: longest row in tokens; the rest of a row is cut and counted in `cut`, or the row is left out and counted in
+            `dropped`.
         end_ids: the tokens that end an answer.
         chats: whether the model is to hold conversations, and needs a template if it has none.
     """
@@ -47,6 +49,7 @@ class Tokens:
         starts = tokenizer("").input_ids
         self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
         self.cut = 0
+        self.dropped = 0
         #: Whether rows remember what was cut off their end, for people to see.
         self.keeps_lost = False
         #: What stands before all that is read: virtual tokens, and how many positions a prefix takes.
@@ -162,20 +165,63 @@ class Tokens:
         """Raw text, every token learned, its end too; a text longer than `max_length` goes on in the next row."""
         end = self.tokenizer.eos_token_id
         ids = self.text_prompt(text) + ([] if end is None else [end])
-        if len(ids) > self.max_length:
-            self.cut += 1
         # A piece of one token has nothing to predict.
         pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
         return [Row(piece, [True] * len(piece)) for piece in pieces if len(piece) > 1]
 
-    def spell_conversation(self, messages: tuple[Message, ...], train_on: str, tools: str | None = None) -> list[Row]:
+    def spell_conversation(
+        self, messages: tuple[Message, ...], train_on: str, tools: str | None = None, too_long: str = "cut"
+    ) -> list[Row]:
         """A conversation with its answers (or the last, or everything) marked as learned.
+
+        One that is too long loses its end (cut), its oldest exchanges (oldest), or becomes several rows of whole exchanges,
+        each behind the system prompt (split); an exchange that is too long by itself loses its end.
 
         The template is rendered turn by turn, and every boundary is checked on token ids: what stands before an answer
         must be exactly what the model reads when it is asked for that answer. A template that rewrites earlier turns
         fails that check; then each answer becomes a row of its own, rendered as it would be at use. So does one that
         leaves a part of an answer out, as some do with thinking: what is learned is the answer that the data has.
         """
+        spelled = self._spell_turns(messages, train_on, tools)
+        if too_long in ("oldest", "split") and not self._fits(spelled):
+            spelled = self._spell_parts(messages, train_on, tools, splits=too_long == "split")
+        return [self._cut(*row) for row in spelled]
+
+    def _fits(self, spelled: Sequence[tuple[list[int], list[bool]]]) -> bool:
+        return all(len(ids) <= self.max_length for ids, _ in spelled)
+
+    def _spell_parts(
+        self, messages: tuple[Message, ...], train_on: str, tools: str | None, *, splits: bool
+    ) -> list[tuple[list[int], list[bool]]]:
+        """As many of the last exchanges as fit; or all of them, in as few parts as they fit into."""
+        first = messages[:1] if messages[0].role == "system" else ()
+        exchanges: list[tuple[Message, ...]] = []
+        for message in messages[len(first) :]:
+            # A question that nobody answers is no exchange.
+            if not exchanges or (message.role == "user" and any(turn.role == "assistant" for turn in exchanges[-1])):
+                exchanges.append(())
+            exchanges[-1] += (message,)
+        if len(exchanges) > 1 and not any(turn.role == "assistant" for turn in exchanges[-1]):
+            exchanges[-2:] = [exchanges[-2] + exchanges[-1]]
+
+        def spell(some: Sequence[tuple[Message, ...]]) -> list[tuple[list[int], list[bool]]]:
+            return self._spell_turns(first + tuple(itertools.chain(*some)), train_on, tools)
+
+        if not splits:
+            tried = (spell(exchanges[start:]) for start in range(1, len(exchanges)))
+            return next((told for told in tried if self._fits(told)), None) or spell(exchanges[-1:])
+        parts: list[list[tuple[Message, ...]]] = []
+        for exchange in exchanges:
+            if parts and self._fits(spell([*parts[-1], exchange])):
+                parts[-1].append(exchange)
+            else:
+                parts.append([exchange])
+        return [row for part in parts for row in spell(part)]
+
+    def _spell_turns(
+        self, messages: tuple[Message, ...], train_on: str, tools: str | None
+    ) -> list[tuple[list[int], list[bool]]]:
+        """The ids of a conversation however long it is, and which of them are learned."""
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Problem("It has no answer.", to_do="Add a turn of the assistant.")
@@ -183,12 +229,12 @@ class Tokens:
             ids = self.encode(self.render(messages, tools=tools))
             if messages[-1].role == "assistant" and not self._is_ended(ids):
                 ids = self._append_end(ids)
-            return [self._cut(ids, [True] * len(ids))]
+            return [(ids, [True] * len(ids))]
         if train_on == "last_answer":
             answers = answers[-1:]
         whole = self._encode_turns(messages, answers, tools)
         if whole is not None:
-            return [self._cut(*whole)]
+            return [whole]
         rows = [
             self._encode_turns(messages, [index], tools) or self._encode_left_out(messages, index, tools)
             for index in answers
@@ -199,7 +245,7 @@ class Tokens:
                 "Its prompt is no beginning of the whole.",
                 "Choose another model, or train on everything.",
             )
-        return [self._cut(*row) for row in rows if row is not None]
+        return [row for row in rows if row is not None]
 
     def _encode_turns(
         self, messages: Sequence[Message], answers: Sequence[int], tools: str | None
@@ -210,7 +256,7 @@ class Tokens:
         trained: list[bool] = []
         for index in answers:
             prompt = self.render(messages[:index], answer_next=True, tools=tools)
-            answered = self.render(messages[: index + 1], tools=tools)
+            answered = whole if index == answers[-1] else self.render(messages[: index + 1], tools=tools)
             before = self.encode(prompt)
             if not (answered.startswith(prompt) and whole.startswith(answered) and before[: len(ids)] == ids):
                 return None
@@ -311,6 +357,7 @@ class Rows:
     rows: list[Row] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     cut: int = 0
+    dropped: int = 0
     empty: int = 0
     refused: list[Problem] = field(default_factory=list)
 
@@ -342,7 +389,7 @@ def spell(
         Problem: beside `task`, when no row is of a kind that the task can learn from.
     """
     result = Rows()
-    cut_before = tokens.cut
+    cut_before, dropped_before = tokens.cut, tokens.dropped
     for index, spelled in spell_each(dataset, indices, objective, tokens, settings, field):
         if isinstance(spelled, Problem):
             result.refused.append(spelled)
@@ -353,7 +400,7 @@ def spell(
                 result.examples.append(dataset.examples[index])
             else:
                 result.empty += 1
-    result.cut = tokens.cut - cut_before
+    result.cut, result.dropped = tokens.cut - cut_before, tokens.dropped - dropped_before
     return result
 
 
@@ -365,7 +412,8 @@ def spell_each(
     settings: DataSettings,
     field: str = "data.train",
 ) -> Iterator[tuple[int, list[Row] | Problem]]:
-    """Each example of those indices with its rows, or with the Problem of one that cannot be used.
+    """Each example of those indices with its rows (none for one that is too long and therefore dropped), or with the
+    Problem of one that cannot be used.
 
     Raises:
         Problem: beside `task`, when no example is of a kind that the task can learn from.
@@ -374,7 +422,11 @@ def spell_each(
         raise refuse(objective.name, dataset.examples[indices[0]])
     for index in indices:
         try:
-            yield index, objective.spell(dataset.examples[index], tokens, settings)
+            cut = tokens.cut
+            rows = objective.spell(dataset.examples[index], tokens, settings)
+            if settings.too_long == "drop" and tokens.cut > cut:
+                tokens.cut, tokens.dropped, rows = cut, tokens.dropped + 1, []
+            yield index, rows
         except Problem as problem:
             facts = problem.facts | {"row": dataset.numbers[index]}
             yield (

@@ -55,6 +55,7 @@ _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
 _SYSTEM_PROMPTS = 200
+_TOO_LONG = ("unlearned", "cut_answer", "cut", "dropped")
 
 SCRIPTS = {
     "Latin": "A-Za-zÀ-ɏ", "Han": "㐀-䶿一-鿿", "Kana": "぀-ヿ", "Hangul": "가-힯", "Cyrillic": "Ѐ-ӿ", "Greek": "Ͱ-Ͽ",
@@ -221,6 +222,8 @@ class _Look:
             self._note([*flags, "refused"], number)
             self.refusals.append(spelled)
             return []
+        if not spelled:
+            self._note([*flags, "dropped"], number)
         rows = []
         for row in spelled:
             shown = row.shown()
@@ -332,6 +335,7 @@ class _Look:
             "refused_rows": self.counts["refused"],
             "empty_rows": self.counts["unlearned"],
             "cut_rows": self.tokens.cut,
+            "dropped_rows": self.tokens.dropped,
             "tokens": int(lengths.sum()) if len(lengths) else 0,
             "trained_tokens": trained,
             "longest": int(lengths.max()) if len(lengths) else 0,
@@ -362,14 +366,19 @@ class _Look:
         found = []
         for name in KINDS:
             if count := self.counts[name]:
-                mends = name in ("unlearned", "cut_answer", "cut") and self._is_room(longest)
-                settings = {"data.max_length": min(-(-longest // 64) * 64, self.limit)} if mends else {}
-                found.append(Finding(name, count, tuple(self.found[name]), settings))
+                remedies = self._remedies(longest) if name in _TOO_LONG else []
+                found.append(Finding(name, count, tuple(self.found[name]), tuple(remedies)))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
 
-    def _is_room(self, longest: int) -> bool:
-        """Whether a longer row would help: the setting is what cuts, not the model."""
-        return longest > self.config.data.max_length < self.limit
+    def _remedies(self, longest: int) -> list[dict[str, Any]]:
+        """What may be done about rows that are too long: a longer row where the setting is what cuts, and not the model."""
+        data = self.config.data
+        ways = []
+        if longest > data.max_length < self.limit:
+            ways.append({"data.max_length": min(-(-longest // 64) * 64, self.limit)})
+        several = self.material.objective.name == "chat" and max(self.turns, default=0) > 1
+        ways += [{"data.too_long": way} for way in (("oldest", "split") if several else ()) if way != data.too_long]
+        return ways if data.too_long == "drop" else [*ways, {"data.too_long": "drop"}]
 
     def _padding(self) -> dict[str, float]:
         """The share of padding in the batches of the first epoch, with every row in a line of its own, and packed."""

@@ -156,6 +156,7 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         log.event(
             "started", steps=steps, rows=len(train_rows.rows), eval_rows=len(eval_rows.rows), tokens=train_rows.tokens,
             trained_tokens=train_rows.targets, cut_rows=train_rows.cut + eval_rows.cut, empty_rows=train_rows.empty + eval_rows.empty,
+            dropped_rows=train_rows.dropped + eval_rows.dropped,
             refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=sum(p.numel() for p in trained.values()),
             batch_size=batch_size, max_length=max_length, packing=reader.packs, dtype=str(dtype).removeprefix("torch."), device=describe_device()["device"],
         )  # fmt: skip

@@ -96,7 +96,7 @@ class Speller(Protocol):
     """What an objective may ask of the engine: text into rows of tokens."""
 
     def spell_conversation(
-        self, messages: tuple[Message, ...], train_on: str, tools: str | None = None
+        self, messages: tuple[Message, ...], train_on: str, tools: str | None = None, too_long: str = "cut"
     ) -> list[Row]: ...
 
     def spell_text(self, text: str) -> list[Row]: ...

@@ -22,4 +22,4 @@ class Chat(Objective):
         return bool(example.messages)
 
     def rows(self, example: Example, speller: Speller, data: DataSettings) -> list[Row]:
-        return speller.spell_conversation(example.messages, data.train_on, example.tools)
+        return speller.spell_conversation(example.messages, data.train_on, example.tools, data.too_long)

@@ -24,9 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-WORDS = (
-    "the harbour wakes before dawn and every boat leaves with its nets folded so that none of them can tear on the stones"
-)
+WORDS = "the harbour wakes before dawn and every boat leaves with its nets folded so that none of them can tear on the stones"
 
 
 def write_rows(path: Path, count: int) -> None:

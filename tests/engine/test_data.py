@@ -209,6 +209,47 @@ def test_long_rows_are_cut_and_counted(llama: Path) -> None:
     assert fitting.cut == 0
 
 
+def test_what_becomes_of_a_conversation_that_is_too_long(llama: Path) -> None:
+    def turns(*said: str) -> tuple[Message, ...]:
+        return tuple(Message(("user", "assistant")[place % 2], text) for place, text in enumerate(said))
+
+    system = (Message("system", "the mat"),)
+    said = ("a", "the cat", "what", "sat on", "is", "the sky")
+    talk = system + turns(*said)
+    free = tokens_of(llama)
+    (whole,) = free.spell_conversation(talk, "answers")
+    parts = [free.spell_conversation(system + turns(*said[at : at + 2]), "answers")[0] for at in (0, 2, 4)]
+    last_two = free.spell_conversation(system + turns(*said[2:]), "answers")[0]
+
+    def spell(room: int, way: str, messages: tuple[Message, ...] = talk) -> list[Row]:
+        return tokens_of(llama, max_length=room).spell_conversation(messages, "answers", too_long=way)
+
+    # What fits stays as it is, whatever the way.
+    for way in ("cut", "oldest", "split", "drop"):
+        assert spell(len(whole.ids), way) == [whole]
+    assert spell(len(whole.ids) - 1, "cut")[0].ids == whole.ids[:-1]
+    # The system prompt stays in front; as much of the end as has room.
+    assert spell(len(whole.ids) - 1, "oldest") == [last_two]
+    assert spell(len(last_two.ids), "oldest") == [last_two]
+    assert spell(len(last_two.ids) - 1, "oldest") == [parts[2]]
+    # Every exchange is in one row, in as few rows as hold them.
+    first_two = free.spell_conversation(system + turns(*said[:4]), "answers")[0]
+    assert spell(len(whole.ids) - 1, "split") == [first_two, parts[2]]
+    longest = max(len(part.ids) for part in parts)
+    assert spell(longest, "split") == parts
+    # An exchange that has no room by itself loses its end, and is counted.
+    short = tokens_of(llama, max_length=longest - 1)
+    rows = short.spell_conversation(talk, "answers", too_long="split")
+    assert [row.ids for row in rows] == [part.ids[: longest - 1] for part in parts] and short.cut == sum(
+        len(part.ids) == longest for part in parts
+    )
+    assert [row.ids for row in spell(5, "oldest")] == [parts[2].ids[:5]]
+    # A last question without an answer goes with the exchange before it.
+    open_ended = (*talk, Message("user", "colour"))
+    assert spell(longest, "split", open_ended)[:2] == parts[:2]
+    assert spell(len(whole.ids) - 1, "oldest", open_ended) == [last_two]
+
+
 def test_raw_text_begins_and_ends(llama: Path) -> None:
     tokens = tokens_of(llama)
     (row,) = tokens.spell_text("the cat sat")
@@ -218,7 +259,7 @@ def test_raw_text_begins_and_ends(llama: Path) -> None:
     assert len(rows) > 1
     whole = tokens_of(llama).spell_text("the cat sat on the mat")[0].ids
     assert [token for row in rows for token in row.ids] == whole
-    assert tokens.cut == 1
+    assert tokens.cut == 0  # nothing of it is lost
     # One token alone has nothing before it and is no row.
     tokens = tokens_of(llama, max_length=len(whole) - 1)
     assert [row.ids for row in tokens.spell_text("the cat sat on the mat")] == [whole[:-1]]

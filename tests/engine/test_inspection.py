@@ -42,6 +42,9 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 CASES = [
     ("llama", "chat", "lora"),
+    ("llama", "chat", "lora oldest"),
+    ("llama", "chat", "lora split"),
+    ("llama", "chat", "lora drop"),
     ("llama", "chat", "prompt_tuning"),
     ("llama", "chat", "prefix_tuning"),
     ("gpt2", "text", "lora"),
@@ -60,7 +63,10 @@ def test_what_is_shown_is_what_is_trained(
     words = "the cat sat on the mat what is colour of sky".split()
     texts = [" ".join(words[(n + k) % len(words)] for k in range(2 + 9 * (n % 7))) for n in range(24)]
     rows = {
-        "chat": [talk(text, text[::-1], "be brief" if n % 3 else "") for n, text in enumerate(texts)],
+        "chat": [
+            {"messages": talk(text, text[::-1], "be brief" if n % 3 else "")["messages"] + talk("what", "the sky")["messages"] * (n % 4)}
+            for n, text in enumerate(texts)
+        ],
         "text": [{"text": text} for text in texts],
         "classification": [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate(texts)],
         "extractive_qa": [{"context": text, "question": "what", "answers": {"text": [text.split()[0]], "answer_start": [0]}} for text in texts],
@@ -73,6 +79,8 @@ def test_what_is_shown_is_what_is_trained(
     }  # fmt: skip
     if method in ("prompt_tuning", "prefix_tuning", "p_tuning"):
         changes["method.tokens"] = 5
+    method, _, too_long = method.partition(" ")
+    changes |= {"method.name": method, "data.too_long": too_long or "cut"}
     config = presets.load(task, changes)
     report = inspect(config, tmp_path / "look")
     batched: list[Any] = []
@@ -99,12 +107,16 @@ def test_what_is_shown_is_what_is_trained(
         for row in shown
         if not row["aside"] and "unlearned" not in row["findings"]
     )
-    assert trained == expected and len(batched) == report["train_rows"] > 8
+    assert trained == expected and len(batched) == report["train_rows"] > 3
     started = next(event for event in run.metrics().events if event["event"] == "started")
     assert (started["max_length"], started["eval_rows"]) == (report["max_length"], report["aside_rows"])
-    assert report["aside_rows"] > 0
-    if task in ("chat", "classification"):
+    assert report["aside_rows"] > 0 or too_long == "drop"
+    if task in ("chat", "classification") and too_long != "drop":
         assert any(row["lost"] for row in shown), "some rows are longer than they may be"
+    if too_long == "drop":
+        assert report["dropped_rows"] == started["dropped_rows"] > 0 and not any(row["lost"] for row in shown)
+    numbers = [row["number"] for row in shown]
+    assert (len(set(numbers)) < len(numbers)) == (too_long == "split" or task in ("text", "extractive_qa"))
 
 
 def test_every_kind_of_trouble_is_found(family: Callable[[str], Path], tmp_path: Path) -> None:
@@ -129,12 +141,14 @@ def test_every_kind_of_trouble_is_found(family: Callable[[str], Path], tmp_path:
     assert [SEVERITIES.index(one["severity"]) for one in report["findings"]] == sorted(
         SEVERITIES.index(one["severity"]) for one in report["findings"]
     )
-    longest = found["cut_answer"]["settings"]["data.max_length"]
+    longest = found["cut_answer"]["remedies"][0]["data.max_length"]
     assert longest == 128 < max(len(row["ids"]) + len(row["lost"]) for row in rows_in(tmp_path / "look"))
     again = look(path, family("llama"), data__max_length=longest, data__eval_fraction=0.0)
     mended = {one["name"] for one in again["findings"]}
     # The model itself reads 128 tokens; beyond that no setting helps, and none is offered.
-    assert again["max_length"] == 128 and not any(one["settings"] for one in again["findings"])
+    assert again["max_length"] == 128 and all(
+        "data.max_length" not in way for one in again["findings"] for way in one["remedies"]
+    )
     assert mended <= {"bad", "unlearned", "cut_answer", "mojibake", "special", "duplicate"}
     assert report["scripts"] == {"Latin": 7, "Cyrillic": 1, "Han": 1}
     assert report["systems"]["rows"] == 1 and report["turns"] == {"1": 9}
@@ -202,6 +216,6 @@ def test_whoever_asked_can_end_it(family: Callable[[str], Path], tmp_path: Path)
 
 def test_findings_are_plain_data_and_back() -> None:
     for name in KINDS:
-        one = Finding(name, 3, (1, 2), {"data.max_length": 64})
+        one = Finding(name, 3, (1, 2), ({"data.max_length": 64}, {"data.too_long": "drop"}))
         assert Finding.from_data(json.loads(json.dumps(one.to_data()))) == one
         assert "{" not in str(one.problem)

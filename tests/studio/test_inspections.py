@@ -136,8 +136,12 @@ def test_a_remedy_sets_train_and_looks_again(page: Inspector, rows: Path, monkey
     view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
     key = page._look(view, memory.to_memory())[page.key]
     told = wait(page, key)
-    assert "data-mend='cut_answer'" in told[page.findings] and "Set Longest row to 512" in told[page.findings]
-    answer = page._pick(key, 0, view, memory.to_memory(), gr.EventData(None, {"mend": "cut_answer"}))
+    assert (
+        "data-mend='cut_answer 0'" in told[page.findings]
+        and "Set Longest row to 512" in told[page.findings]
+        and "to drop them" in told[page.findings]
+    )
+    answer = page._pick(key, 0, view, memory.to_memory(), gr.EventData(None, {"mend": "cut_answer 0"}))
     handed = answer[page.page.data]
     assert handed["settings"] == {"data.max_length": 512} and handed["train"] == str(rows)
     assert answer[page.key] not in ("", key)
