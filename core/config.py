@@ -206,7 +206,7 @@ class TrainSettings(Settings):
     head_learning_rate: float | None = knob(
         None,
         "Learning rate of the head",
-        "For the head of a classifier or span finder, which begins at random; up to twenty times this where what it reads is small. Empty takes the learning rate above.",
+        "For the head of a classifier or span finder, which begins at random; up to ten times this where what it reads is small. Empty takes the learning rate above.",
         group="optimisation",
         gt=0,
         le=1.0,

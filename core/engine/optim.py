@@ -11,7 +11,7 @@ from torch import nn
 from core.config import TrainSettings
 
 _USUAL_INPUT = 0.5  # what a trained pooler's tanh gives
-_MOST_HASTE = 20.0
+_MOST_HASTE = 10.0
 
 
 def create_optimizer(

@@ -21,7 +21,7 @@ class PromptTuning(PromptMethod):
     family = "Prompts"
     peft_type = "PROMPT_TUNING"
     place = "embeddings"
-    learning_rate_factor = 30.0
+    learning_rate_factor = 10.0
 
     tokens: int = knob(
         20, "Virtual tokens", "How many learned positions stand before every input.", group="method", ge=1, le=2048

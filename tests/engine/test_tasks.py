@@ -107,8 +107,8 @@ def test_a_head_has_a_learning_rate_of_its_own(train: Callable[..., Run]) -> Non
         moved.append(load_file(run.folder / "adapter" / "adapter_model.safetensors"))
     for key in moved[0]:
         apart = (moved[0][key] - moved[1][key]).abs().max()
-        # What was learned with 0.01 and with 0.0001, or up to twenty times that, differs by so much, whatever the start was.
-        assert 0.00799 <= apart <= 0.00991 if "classifier" in key else apart == 0, key
+        # What was learned with 0.01 and with 0.0001, or up to ten times that, differs by so much, whatever the start was.
+        assert 0.00899 <= apart <= 0.00991 if "classifier" in key else apart == 0, key
 
 
 def test_a_head_that_reads_small_numbers_learns_the_faster() -> None:
@@ -129,7 +129,7 @@ def test_a_head_that_reads_small_numbers_learns_the_faster() -> None:
     heads = ("classifier", "head")
     settings = TrainSettings(learning_rate=1e-3, head_learning_rate=5e-3)
     names = [name for name, _ in model.named_parameters()]
-    for size, haste in ((0.05, 10), (0.5, 1), (5.0, 1), (0.001, 20)):
+    for size, haste in ((0.05, 10), (0.5, 1), (5.0, 1), (0.001, 10)):
         sizes = measure_inputs(model, heads, lambda size=size: model(torch.tensor([[size, -size, size, -size]])))
         assert set(sizes) == {"classifier", "head.0", "head.1"}
         assert sizes["classifier"] == pytest.approx(size) == sizes["head.0"]

@@ -111,7 +111,8 @@ def draw() -> Callable[..., Any]:
 
     def draw(tab: Any, language: str = "en") -> Any:
         with gr.Blocks() as blocks:
-            shared = {"run": gr.BrowserState(""), "data": gr.State(None), "config": gr.State(None)}
+            shared = {"run": gr.BrowserState(""), "form": gr.BrowserState(None)}
+            shared |= {"data": gr.State(None), "config": gr.State(None)}
             page = Page(
                 words=Language(language),
                 blocks=blocks,
