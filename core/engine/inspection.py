@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from core import objectives
 from core.config import Config
+from core.dataset import find_overlap
 from core.engine.adapt import Adapted, Weights
 from core.engine.data import Tokens, order_rows, spell_each
 from core.engine.material import Material
@@ -182,6 +183,8 @@ class _Look:
         self.systems: Counter[str] = Counter()
         self.keeps_system: dict[str, bool] = {}
         special = sorted(map(str, tokens.tokenizer.all_special_tokens), key=len, reverse=True)
+        pairs = find_overlap(material.data.chosen(material.train), material.held.chosen(material.aside))
+        self.trained_too = {number for _, number in pairs}
         self.special = re.compile("|".join(map(re.escape, special))) if special else None
         self.first: Row | None = None
 
@@ -217,7 +220,7 @@ class _Look:
     def _take(
         self, example: Example, number: int, spelled: list[Row] | Problem, is_aside: bool
     ) -> list[dict[str, Any]]:
-        flags = self._judge(example, is_aside)
+        flags = self._judge(example, number, is_aside)
         if isinstance(spelled, Problem):
             self._note([*flags, "refused"], number)
             self.refusals.append(spelled)
@@ -251,7 +254,7 @@ class _Look:
             if len(rows) < _SHOWN and number not in rows[-1:]:
                 rows.append(number)
 
-    def _judge(self, example: Example, is_aside: bool) -> list[str]:
+    def _judge(self, example: Example, number: int, is_aside: bool) -> list[str]:
         """What is wrong with an example, whatever the model makes of it."""
         flags = []
         texts = _texts(example)
@@ -267,10 +270,11 @@ class _Look:
             flags.append("mojibake")
         if self.special and example.messages and self.special.search(whole):
             flags.append("special")
-        key = _digest("".join(letter for letter in whole.casefold() if letter.isalnum()) or whole)
-        if key in self.seen:
-            flags.append("overlap" if is_aside else "duplicate")
+        if is_aside and number in self.trained_too:
+            flags.append("overlap")
         elif not is_aside:
+            key = _digest("".join(filter(str.isalnum, whole.casefold())) or whole)
+            flags += ["duplicate"] if key in self.seen else []
             self.seen.add(key)
         if example.labels is not None and not example.several:
             given, told = _digest(example.text or ""), _digest("\n".join(example.labels))

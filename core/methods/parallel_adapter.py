@@ -20,7 +20,9 @@ class ParallelAdapter(AdapterP):
 
     title = "Parallel adapter"
     about = "Puts a narrow network beside queries, keys and values: like LoRA with a bend, so that it cannot be merged."
-    learning_rate_factor = 1.0  # beside keys and values it moves what is attended to, and three times as fast throws MiniLM off
+    learning_rate_factor = (
+        1.0  # beside keys and values it moves what is attended to, and three times as fast throws MiniLM off
+    )
 
     targets: str | list[str] = knob(
         "query-key-value",

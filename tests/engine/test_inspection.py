@@ -171,6 +171,19 @@ def test_labels_that_contradict_are_rare_or_leak(family: Callable[[str], Path], 
     assert report["labels"] == {"a": 11, "b": 12, "c": 1}
 
 
+def test_rows_set_aside_are_found_among_the_trained_wherever_they_stand(
+    family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A row that is set aside may stand before the one that it repeats."""
+    path = write(tmp_path / "rows.jsonl", [talk(f"a {n % 10}", "sat") for n in range(20)])
+    report = look(path, family("llama"), folder=tmp_path / "look", data__eval_rows=4)
+    aside = [row["number"] for row in rows_in(tmp_path / "look") if row["aside"]]
+    found = {one["name"]: one["rows"] for one in report["findings"]}
+    both = [number for number in aside if (number + 10 if number <= 10 else number - 10) not in aside]
+    assert found["overlap"] == both != [] and len(aside) == 4
+    assert any(number <= 10 for number in both)
+
+
 def test_templates_that_drop_the_system_prompt_or_never_end(family: Callable[[str], Path], tmp_path: Path) -> None:
     import shutil
 
