@@ -270,6 +270,8 @@ def _check_data(options: argparse.Namespace) -> int:
 
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
+        for old in ("report.json", "problem.json"):
+            (options.out / old).unlink(missing_ok=True)
     try:
         report = inspect(presets.load(name, changes), options.out, tell)
     except Problem as problem:

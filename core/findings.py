@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
     "dropped": Kind(
         "note",
         "Rows that are dropped because they are too long: {count}.",
-        "Nothing of them is learned. Raise the longest row if memory allows, or have them split.",
+        "Nothing of them is learned. Have them cut or split instead, or raise the longest row.",
     ),
     "cut": Kind(
         "note",

@@ -337,7 +337,7 @@ def create(config: Settings, *, folder: Path | None = None, token: str | None = 
     return run
 
 
-def _resolve(config: Config) -> dict[str, Any]:
+def resolve_paths(config: Config) -> dict[str, Any]:
     """A training's settings with its name, and with paths that mean the same from every folder."""
     data = config.to_data() | {"name": config.title}
     for group, key in (("model", "name"), ("data", "train"), ("data", "eval")):
@@ -348,7 +348,7 @@ def _resolve(config: Config) -> dict[str, Any]:
 
 
 def _create(config: Settings, folder: Path | None) -> Run:
-    data = _resolve(config) if isinstance(config, Config) else config.model_dump(mode="json")
+    data = resolve_paths(config) if isinstance(config, Config) else config.model_dump(mode="json")
     if folder is None:
         stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(data['name'] or data['job'])}"
         for number in range(1, 1000):

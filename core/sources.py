@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import re
@@ -55,8 +56,10 @@ def stamp(source: str) -> tuple[tuple[int, int], ...]:
     found = []
     for piece in pieces(source):
         path = _find_sheet(piece)[0]
-        files = _readable(path) if path.is_dir() else [path] if path.exists() else []
-        found += [(status.st_mtime_ns, status.st_size) for status in map(Path.stat, files)]
+        # A name that no file system takes, or a folder that nobody may look into, has no date.
+        with contextlib.suppress(OSError, ValueError):
+            files = _readable(path) if path.is_dir() else [path] if path.exists() else []
+            found += [(status.st_mtime_ns, status.st_size) for status in map(Path.stat, files)]
     return tuple(found)
 
 

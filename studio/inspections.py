@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -17,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import yaml
 from pyarrow import compute
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from core import runs, sources
+from core import model, runs, sources
 from core.config import Config
 from core.findings import Finding
 from core.problem import Problem
@@ -32,6 +34,9 @@ _TAIL = 1500
 _SEARCHED = 200_000
 # What decides over a row's tokens; all else of a configuration may change and the answer is the same.
 _DECIDES = ("task", "model", "data", "method")
+_KEY = re.compile(r"[0-9a-f]{24}")
+_LAYOUT = 1
+"""To be raised whenever a report or a table of rows has something else in it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Inspection:
 
     def report(self) -> dict[str, Any] | None:
         """The numbers, once all rows have been seen."""
-        return _report(self.folder / "report.json")
+        return _report(self.folder / "report.json") if (self.folder / "rows.arrow").exists() else None
 
     def problem(self) -> Problem | None:
         """Why there will be no report."""
@@ -131,14 +136,15 @@ class Inspection:
     def with_text(self, text: str, after: int) -> int | None:
         """The next row whose text holds that, round again from the last; None for none."""
         count, wanted = len(self), text.casefold()
-        tokenizer, table = _tokenizer(self.folder), _table(self.folder)
-        order = [place % count for place in range(after + 1, after + 1 + min(count, _SEARCHED))] if count else []
-        for start in range(0, len(order), 256):
-            part = order[start : start + 256]
-            said = tokenizer.decode_batch(table["ids"].take(part).to_pylist(), skip_special_tokens=False)
-            for place, one in zip(part, said, strict=True):
-                if wanted in one.casefold():
-                    return place
+        tokenizer, column = _tokenizer(self.folder), _table(self.folder)["ids"]
+        first = (after + 1) % count if count else 0
+        for low, high in ((first, count), (0, first)):
+            for start in range(low, min(high, low + _SEARCHED), 256):
+                part = column.slice(start, min(256, high - start)).to_pylist()
+                said = tokenizer.decode_batch(part, skip_special_tokens=False)
+                for place, one in enumerate(said, start):
+                    if wanted in one.casefold():
+                        return place
         return None
 
 
@@ -147,7 +153,10 @@ def _spell(tokenizer: Tokenizer, ids: Sequence[int], learned: Sequence[bool], sp
     stream, pieces, waiting = DecodeStream(skip_special_tokens=False), [], []
     for place, number in enumerate(ids):
         waiting.append(number)
-        text = stream.step(tokenizer, number)
+        try:
+            text = stream.step(tokenizer, number)
+        except Exception:  # what the tokenizers of the world raise at ids that make no text
+            stream, text = DecodeStream(skip_special_tokens=False), "\ufffd"
         if text is not None:
             marked = place < len(learned) and learned[place]
             pieces.append(Token(text, tuple(waiting), marked, number in special))
@@ -222,7 +231,9 @@ class Inspections:
             shutil.rmtree(one.folder, ignore_errors=True)
             runs.make_private_folder(one.folder)
             _forget_old(one.folder)
-            runs.write_whole(one.folder / "config.yaml", config.to_yaml())
+            # The helper works in another folder: what is named by its place here is named whole.
+            data = yaml.safe_dump(runs.resolve_paths(config), sort_keys=False, allow_unicode=True)
+            runs.write_whole(one.folder / "config.yaml", data)
             arguments = ["check-data", str(one.folder / "config.yaml"), "--out", str(one.folder)]
             self._process = launcher.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
             self._key = one.key
@@ -244,12 +255,15 @@ class Inspections:
         with contextlib.suppress(OSError):
             tail = (one.folder / "log.txt").read_bytes()[-_TAIL:].decode("utf-8", errors="replace").strip()
         told = one.problem()
+        with self._lock:
+            if told is None and self._process is not None and one.key != self._key:
+                return Problem("Another page had other rows looked at, which ended this.", to_do="Try it again.")
         return told or Problem("The rows could not be looked at.", tail and "{tail}", "Try it again.", tail=tail)
 
     def stop(self, key: str) -> None:
         """End the helper and leave nothing behind."""
         with self._lock:
-            if key == self._key:
+            if key and key == self._key:
                 self._end()
                 shutil.rmtree(folder() / key, ignore_errors=True)
 
@@ -269,7 +283,7 @@ def shared() -> Inspections:
 
 def find(key: Any) -> Inspection | None:
     """The inspection of a key that came from a page; None for none."""
-    if not isinstance(key, str) or not key.isalnum() or len(key) > 64:
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
         return None
     one = Inspection(folder() / key)
     return one if one.folder.is_dir() else None
@@ -283,11 +297,16 @@ def folder() -> Path:
 
 
 def _key_of(config: Config) -> str:
-    data = config.to_data()
-    told: list[Any] = [{name: data[name] for name in _DECIDES}, config.train.seed, config.train.batch_size]
+    data = runs.resolve_paths(config)
+    told: list[Any] = [_LAYOUT, {name: data[name] for name in _DECIDES}, config.train.seed, config.train.batch_size]
     for source in (config.data.train, config.data.eval or ""):
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             told.append(sources.stamp(source))
+    with contextlib.suppress(OSError, Problem):
+        # A local model's template may have been edited.
+        where = model.locate(config.model.name, config.model.revision)
+        files = [*where.glob("*.json"), *where.glob("*.jinja")] if where else []
+        told += sorted([path.name, path.stat().st_mtime_ns, path.stat().st_size] for path in files)
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,7 @@ class Inspector:
         self.key = gr.State("")
         self.place = gr.State(0)
         self.seen = gr.State("")
+        self.of = gr.State("")
         with gr.Column(elem_classes=["card", "inspector"]):
             gr.HTML(
                 f"<h3>{report.escape(words.t('inspector.title'))}</h3><p class='quiet'>{report.escape(words.t('inspector.about'))}</p>"
@@ -83,13 +85,14 @@ class Inspector:
     @property
     def _shown(self) -> list[Any]:
         return [
-            self.key, self.place, self.seen, self.look, self.stop, self.state, self.findings, self.found, self.chart, self.numbers, self.row,
+            self.key, self.place, self.seen, self.of, self.look, self.stop, self.state, self.findings, self.found, self.chart, self.numbers, self.row,
         ]  # fmt: skip
 
     def _listen(self) -> None:
         page, given = self.page, [self.view, self.page.form]
         self.look.click(self._look, inputs=given, outputs=self._shown, **_QUICK)
         self.stop.click(self._stop, inputs=[self.key], outputs=self._shown, **_QUICK)
+        self.view.change(self._follow, inputs=[self.view, self.of], outputs=self._shown, **_QUICK)
         page.timer.tick(self._refresh, inputs=[self.key, self.seen], outputs=self._shown, **_QUICK)
         for name, button in self.moves.items():
             button.click(
@@ -111,7 +114,9 @@ class Inspector:
             one = inspections.shared().start(self._config(view, memory, changes or {}))
         except Problem as problem:
             return self._nothing() | {self.state: report.problems(self.words, problem.parts)}
-        return self._show(one)
+        except OSError as error:
+            return self._nothing() | {self.state: report.problems(self.words, [Problem("{error}", error=error)])}
+        return self._show(one) | {self.of: self._source(view)}
 
     def _config(self, view: Any, memory: Any, changes: dict[str, Any]) -> Config:
         """What Train is set to, on these rows; a task that they cannot teach gives way to the likeliest that they can."""
@@ -124,12 +129,21 @@ class Inspector:
             form.shown[id] = knobs()[id].show(value)
         return form.config()
 
+    def _source(self, view: Any) -> str:
+        return str(self.read(view)[1]["data.train"])
+
+    def _follow(self, view: Any, of: Any) -> Any:
+        """Other rows are looked at now: what was found in those before is none of theirs."""
+        return self._nothing() if of and of != self._source(view) else gr.skip()
+
     def _stop(self, key: Any) -> Updates:
         inspections.shared().stop(key if isinstance(key, str) else "")
         return self._nothing()
 
     def _refresh(self, key: Any, seen: Any) -> Any:
         one = inspections.find(key)
+        if one is None and isinstance(key, str) and key and seen != "done":
+            return self._nothing()  # another page ended it
         if one is None or seen == "done":
             return gr.skip()
         return self._show(one)
@@ -161,12 +175,12 @@ class Inspector:
         told = event._data if isinstance(event._data, dict) else {}
         if one is None or one.report() is None:
             return gr.skip()
-        if told.get("row") in KINDS:
+        if isinstance(told.get("row"), str) and told["row"] in KINDS:
             found = one.with_trouble(told["row"], place if isinstance(place, int) else -1)
             return gr.skip() if found is None else {self.place: found, self.row: self._row(one, found)}
         name, _, number = str(told.get("mend")).partition(" ")
         finding = next((finding for finding in one.findings() if finding.name == name), None)
-        if finding is None or not number.isdecimal() or int(number) >= len(finding.remedies):
+        if finding is None or not re.fullmatch(r"[0-9]", number) or int(number) >= len(finding.remedies):
             return gr.skip()
         mend = dict(finding.remedies[int(number)])
         data, settings = self.read(view)
@@ -179,7 +193,7 @@ class Inspector:
 
     def _nothing(self) -> Updates:
         return {
-            self.key: "", self.place: 0, self.seen: "", self.look: gr.update(visible=True), self.stop: gr.update(visible=False),
+            self.key: "", self.place: 0, self.seen: "", self.of: "", self.look: gr.update(visible=True), self.stop: gr.update(visible=False),
             self.state: "", self.findings: "", self.found: gr.update(visible=False),
         }  # fmt: skip
 
@@ -235,7 +249,7 @@ class Inspector:
         rows = ", ".join(f"{row:,}" for row in one.rows[:_ROWS_NAMED]) + (" …" if one.count > _ROWS_NAMED else "")
         where = f"<span class='when'>{report.escape(words.t('inspector.rows', rows=rows))}</span>" if one.rows else ""
         buttons = ""
-        if one.rows and one.name not in ("bad", "refused"):
+        if one.rows and one.name not in ("bad", "refused", "dropped"):
             buttons += f"<button type='button' class='way' data-row='{one.name}'>{report.escape(words.t('inspector.show'))}</button>"
         for number, remedy in enumerate(one.remedies):
             key, value = next(iter(remedy.items()))
@@ -263,8 +277,14 @@ class Inspector:
             (words.t("inspector.all_tokens"), f"{told['tokens']:,}"),
             (words.t("inspector.learned_tokens"), f"{told['trained_tokens']:,} · {words.percent(share)}"),
             (words.t("inspector.length"), words.t("inspector.median_longest", median=f"{told['median']:,}", longest=f"{told['longest']:,}")),
-            (words.t("inspector.padding"), words.t("inspector.padding_saved", apart=words.percent(told["padding"]["apart"]), packed=words.percent(told["padding"]["packed"]))),
         ]  # fmt: skip
+        padding = {name: words.percent(share) for name, share in told["padding"].items()}
+        rows.append(
+            (
+                words.t("inspector.padding"),
+                words.t("inspector.padding_saved", **padding) if told["packs"] else padding["apart"],
+            )
+        )
         if told["turns"]:
             most = ", ".join(f"{turns} × {count:,}" for turns, count in list(told["turns"].items())[:5])
             rows.append((words.t("inspector.turns"), most))
@@ -283,7 +303,8 @@ class Inspector:
             for name in ("cut_limit", "cut_rows", "cut_tokens")
         )
         table = f"<details><summary>{report.escape(words.t('inspector.cut_title'))}</summary><div class='scroll'><table class='settings'><thead><tr>{head}</tr></thead><tbody>{cuts}</tbody></table></div></details>"
-        return report.facts(rows) + table
+        # Plain text goes on in the next row, and nothing of it is cut.
+        return report.facts(rows) + (table if told["task"] != "text" else "")
 
     def _script(self, name: str) -> str:
         return self.words.t(f"inspector.script_{name.lower()}")

@@ -17,7 +17,7 @@ CORE_TOP = {"regex", "pydantic", "pydantic_core", "yaml", "psutil", "huggingface
 ALLOWED = [
     # folder, what it may import besides the standard library and itself
     ("core/engine/quantization.py", {"core", "torch", "transformers", "bitsandbytes*"}),
-    ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow"}),
+    ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow", "regex"}),
     ("core/engine", {"core", "torch", "transformers", "accelerate", "safetensors", "jinja2", "psutil", "pydantic", "starlette", "uvicorn"}),
     ("core/methods", {"core.config", "core.methods", "core.problem", "core.targets", "torch*", "pydantic"}),
     ("core/objectives", {"core.config", "core.objectives", "core.problem", "core.formats", "torch*", "sklearn*", "sacrebleu*", "rouge_score*"}),

@@ -74,6 +74,11 @@ def find_checkpoint(run: Run) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What the loop gave a checkpoint to remember."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
 def load_checkpoint(
     path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def load_checkpoint(
     # A run that goes on upon another kind of device has no use for the random state of the first.
     if _device_key() in random_states:
         torch.get_device_module().set_rng_state(random_states[_device_key()].clone())
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return read_state(path)
 
 
 def _random_states() -> dict[str, torch.Tensor]:

@@ -184,7 +184,10 @@ class Tokens:
         """
         spelled = self._spell_turns(messages, train_on, tools)
         if too_long in ("oldest", "split") and not self._fits(spelled):
-            spelled = self._spell_parts(messages, train_on, tools, splits=too_long == "split")
+            # Of a conversation whose last answer is learned, the last part holds it.
+            spelled = self._spell_parts(
+                messages, train_on, tools, splits=too_long == "split" and train_on != "last_answer"
+            )
         return [self._cut(*row) for row in spelled]
 
     def _fits(self, spelled: Sequence[tuple[list[int], list[bool]]]) -> bool:
@@ -208,8 +211,10 @@ class Tokens:
             return self._spell_turns(first + tuple(itertools.chain(*some)), train_on, tools)
 
         if not splits:
-            tried = (spell(exchanges[start:]) for start in range(1, len(exchanges)))
-            return next((told for told in tried if self._fits(told)), None) or spell(exchanges[-1:])
+            # The more is left out, the shorter it is.
+            last = len(exchanges) - 1
+            start = bisect_left(range(1, last), True, key=lambda start: self._fits(spell(exchanges[start:]))) + 1
+            return spell(exchanges[min(start, last) :])
         parts: list[list[tuple[Message, ...]]] = []
         for exchange in exchanges:
             if parts and self._fits(spell([*parts[-1], exchange])):

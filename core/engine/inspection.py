@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import regex
 import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
@@ -56,6 +57,7 @@ _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
 _SYSTEM_PROMPTS = 200
+_SEPARATORS = regex.compile(r"[^\p{L}\p{N}\p{M}\p{S}]+")
 _TOO_LONG = ("unlearned", "cut_answer", "cut", "dropped")
 
 SCRIPTS = {
@@ -68,10 +70,6 @@ _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items(
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf©®°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§¨ª«¬¯]|â€[\x80-\xbf™œž“”˜¦]|ï»¿|\ufffd")
 
 
-class Stopped(Exception):
-    """Whoever asked for an inspection does not want it any more."""
-
-
 Tell = Callable[[int, int], None]
 
 
@@ -81,7 +79,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     Args:
         config: what would be trained.
         folder: where the rows' tokens, the report and the tokenizer are kept for people to look at; None keeps nothing.
-        tell: is told (rows done, rows in all) now and then; it may raise `Stopped`.
+        tell: is told (rows done, rows in all) now and then; what it raises ends the inspection.
 
     Returns:
         The report as plain data: `rows`, `trained_rows`, `tokens`, `trained_tokens`, counts of what is odd, `lengths` (of
@@ -89,7 +87,6 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
 
     Raises:
         Problem: when the data or the model cannot be read, or do not suit the task.
-        Stopped: when `tell` raises it.
     """
     began = time.monotonic()
     where = locate(config.model.name, config.model.revision, download=True)
@@ -121,7 +118,12 @@ def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tok
     row could be in this model at most."""
     tokenizer, model_config = load_tokenizer(folder, config.model.name)
     own = (folder / "generation_config.json").exists()
-    generation = GenerationConfig.from_pretrained(folder, local_files_only=True) if own else None
+    # Without a file of their own, a model's generation settings are those of its configuration.
+    generation = (
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+        if own
+        else GenerationConfig.from_model_config(model_config)
+    )
     limit = longest_input(_outline(model_config, objective))
     tokens = Tokens(
         tokenizer, min(config.data.max_length, limit or config.data.max_length), end_token_ids(generation, tokenizer),
@@ -182,7 +184,8 @@ class _Look:
         self.scripts: Counter[str] = Counter()
         self.systems: Counter[str] = Counter()
         self.keeps_system: dict[str, bool] = {}
-        special = sorted(map(str, tokens.tokenizer.all_special_tokens), key=len, reverse=True)
+        added = tokens.tokenizer.added_tokens_decoder.values()
+        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
         pairs = find_overlap(material.data.chosen(material.train), material.held.chosen(material.aside))
         self.trained_too = {number for _, number in pairs}
         self.special = re.compile("|".join(map(re.escape, special))) if special else None
@@ -197,13 +200,14 @@ class _Look:
         # In the order of the file, whatever is trained on.
         parts = [(own, range(len(own.examples)), "data.train")]
         if apart:
-            parts.append((self.material.held, range(len(self.material.held.examples)), "data.eval"))
+            field = "data.eval" if data.eval else "data.train"
+            parts.append((self.material.held, range(len(self.material.held.examples)), field))
         if tell:
             tell(0, self.total)
         done = 0
         for dataset, indices, source in parts:
             for index, spelled in spell_each(dataset, indices, objective, self.tokens, data, source):
-                is_aside = source == "data.eval" or index in aside
+                is_aside = dataset is not own or index in aside
                 pending += self._take(dataset.examples[index], dataset.numbers[index], spelled, is_aside)
                 done += 1
                 if len(pending) >= BATCH:
@@ -226,11 +230,13 @@ class _Look:
             self.refusals.append(spelled)
             return []
         if not spelled:
-            self._note([*flags, "dropped"], number)
+            flags.append("dropped")
         rows = []
+        noted = dict.fromkeys(flags)
         for row in spelled:
             shown = row.shown()
-            own = [*flags, *self._judge_row(row, shown)]
+            own = self._judge_row(row, shown)
+            noted |= dict.fromkeys(own)
             self.full.append(row.length + len(row.lost))
             if row.targets:
                 self.lengths.append(row.length)
@@ -240,11 +246,11 @@ class _Look:
             rows.append(
                 {
                     "number": number, "aside": is_aside, "ids": [token for token, _ in shown],
-                    "learned": [learned for _, learned in shown], "lost": row.lost, "findings": own,
+                    "learned": [learned for _, learned in shown], "lost": row.lost, "findings": [*flags, *own],
                 }
             )  # fmt: skip
-            flags = [flag for flag in flags if flag not in own]  # a split row's trouble counts once
-            self._note(own, number)
+        # A row that became several counts once.
+        self._note(list(noted), number)
         return rows
 
     def _note(self, flags: Sequence[str], number: int) -> None:
@@ -268,12 +274,12 @@ class _Look:
             (self.aside_labels if is_aside else self.labels)[label] += 1
         if not whole.isascii() and _MOJIBAKE.search(whole):
             flags.append("mojibake")
-        if self.special and example.messages and self.special.search(whole):
+        if self.special and self.material.objective.model_kind == "causal_lm" and self.special.search(whole):
             flags.append("special")
         if is_aside and number in self.trained_too:
             flags.append("overlap")
         elif not is_aside:
-            key = _digest("".join(filter(str.isalnum, whole.casefold())) or whole)
+            key = _digest(_SEPARATORS.sub("", whole.casefold()) or whole)
             flags += ["duplicate"] if key in self.seen else []
             self.seen.add(key)
         if example.labels is not None and not example.several:
@@ -310,7 +316,11 @@ class _Look:
             flags.append("cut_answer")
         elif row.lost:
             flags.append("cut")
-        elif writes and row.trained and not any(t and i in self.tokens.end_ids for i, t in shown):
+        elif (
+            writes
+            and self.material.objective.name != "text"
+            and not any(t and i in self.tokens.end_ids for i, t in shown)
+        ):
             flags.append("endless")
         return flags
 
@@ -348,6 +358,7 @@ class _Look:
             "lengths": _histogram(full),
             "cut_at": _cut_at(full),
             "padding": self._padding(),
+            "packs": objective.model_kind == "causal_lm" and self.config.data.packing,
             "tasks": list(objectives.fitting(data.examples[0])),
             "task": objective.name,
             "model": self.config.model.name,
@@ -382,7 +393,7 @@ class _Look:
             ways.append({"data.max_length": min(-(-longest // 64) * 64, self.limit)})
         several = self.material.objective.name == "chat" and max(self.turns, default=0) > 1
         ways += [{"data.too_long": way} for way in (("oldest", "split") if several else ()) if way != data.too_long]
-        return ways if data.too_long == "drop" else [*ways, {"data.too_long": "drop"}]
+        return [*ways, {"data.too_long": "cut" if data.too_long == "drop" else "drop"}]
 
     def _padding(self) -> dict[str, float]:
         """The share of padding in the batches of the first epoch, with every row in a line of its own, and packed."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
-from core.engine.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from core.engine.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
 from core.engine.data import Reader, Tokens, collate, order_rows
 from core.engine.evaluate import measure, write_answers
 from core.engine.material import Material
@@ -130,9 +130,13 @@ def train(run: Run, config: Config) -> dict[str, Any]:
     window = batch_size * config.train.gradient_accumulation
     steps = count_steps(config, len(train_rows.rows), batch_size)
     per_epoch = math.ceil(len(train_rows.rows) / window)
-    # Of the weights as they are at the start, before those of a checkpoint are read: a resumed run finds the same.
-    sizes = measure_inputs(model, heads, lambda: _read_some(model, reader, train_rows.rows, pad))
-    ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, sizes)
+    checkpoint, damaged = find_checkpoint(run)
+    if checkpoint is not None:
+        inputs = read_state(checkpoint).get("inputs", {})
+    else:
+        fresh = heads if config.train.head_learning_rate is not None else ()
+        inputs = measure_inputs(model, fresh, lambda: _read_some(model, reader, train_rows.rows, pad))
+    ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, inputs)
     optimizer = create_optimizer(trained, config.train, ratios)
     model, optimizer = accelerator.prepare(model, optimizer)  # type: ignore[assignment]
     state: dict[str, Any] = {
@@ -143,8 +147,8 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         "best_step": 0,
         "worse": 0,
         "micro_batch": batch_size,
+        "inputs": inputs,
     }
-    checkpoint, damaged = find_checkpoint(run)
     for path in damaged:
         log.event("damaged_checkpoint", name=path.name)
     if checkpoint is not None:
@@ -352,12 +356,13 @@ def _take_best(best: Path, adapter: Path) -> None:
 
 
 def _read_some(model: nn.Module, reader: Reader, rows: Sequence[Row], pad: int) -> None:
-    """Run the first rows through the model, as an evaluation would."""
+    """Run the first rows through the model, one by one."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        batch = collate(rows[:8], pad, pack=None, before=reader.before)
-        reader.logits(model, batch.to(next(model.parameters()).device))
+        for row in rows[:8]:
+            batch = collate([row], pad, pack=None, before=reader.before)
+            reader.logits(model, batch.to(next(model.parameters()).device))
     model.train(was_training)
 
 

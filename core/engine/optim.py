@@ -59,13 +59,13 @@ def head_ratios(
 
 def measure_inputs(model: nn.Module, heads: Sequence[str], read: Callable[[], object]) -> dict[str, float]:
     """The mean size of the numbers that each linear layer of the heads reads, by its path, while `read` runs the model."""
-    sizes: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}
     hooks = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and any(f"{path}.".startswith(f"{head}.") for head in heads):
 
             def measure(_: nn.Module, given: tuple[torch.Tensor, ...], path: str = path) -> None:
-                sizes[path] = max(float(given[0].detach().float().abs().mean()), 1e-6)
+                seen.setdefault(path, []).append(float(given[0].detach().float().abs().mean()))
 
             hooks.append(module.register_forward_pre_hook(measure))
     try:
@@ -74,7 +74,7 @@ def measure_inputs(model: nn.Module, heads: Sequence[str], read: Callable[[], ob
     finally:
         for hook in hooks:
             hook.remove()
-    return sizes
+    return {path: max(sum(sizes) / len(sizes), 1e-6) for path, sizes in seen.items()}
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:

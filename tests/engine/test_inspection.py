@@ -14,7 +14,7 @@ from ground import run_core
 
 from core import presets, runs
 from core.engine import loop, worker
-from core.engine.inspection import REPORT_FILE, ROWS_FILE, Stopped, inspect
+from core.engine.inspection import REPORT_FILE, ROWS_FILE, inspect
 from core.findings import KINDS, SEVERITIES, Finding
 from core.problem import Problem
 
@@ -223,9 +223,9 @@ def test_whoever_asked_can_end_it(family: Callable[[str], Path], tmp_path: Path)
 
     def tell(done: int, total: int) -> None:
         told.append((done, total))
-        raise Stopped
+        raise KeyboardInterrupt
 
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         inspect(presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))}), tell=tell)
     assert told == [(0, 4)]
 

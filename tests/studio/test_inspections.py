@@ -115,8 +115,9 @@ def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     figure = told[page.chart]["figures"][0]
     assert sum(figure["data"][0]["y"]) == 33 and figure["data"][1]["x"] == [512, 512]
     # Asked again, nothing is done again; nor for the page of another language.
+    helper = inspections.shared()._process
     again = page._look(view, Form.fresh().to_memory())
-    assert (again[page.key], again[page.seen]) == (key, "done") and not inspections.shared().is_at_work(key)
+    assert (again[page.key], again[page.seen]) == (key, "done") and inspections.shared()._process is helper
     place, shown = page._move(key, 30, "next")
     assert place == 31 and "<b>bold" not in shown and "&lt;" in shown
     assert page._move(key, 32, "next")[0] == 0 == page._move(key, 9, "first")[0]
@@ -125,9 +126,38 @@ def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     event = gr.EventData(None, {"row": "duplicate"})
     assert page._pick(key, 0, view, None, event)[page.place] == 32
     # A page may send anything.
-    for wrong in (None, "", "../runs", 7, "x" * 99):
-        assert page._refresh(wrong, "") == gr.skip() and page._move(wrong, 0, "next") == gr.skip()
+    for wrong in (None, "", "../runs", 7, "x" * 99, "\U00020000" * 64, [], {}):
+        assert page._refresh(wrong, "done") == gr.skip() and page._move(wrong, 0, "next") == gr.skip()
         assert page._pick(wrong, 0, view, None, event) == gr.skip() and page._search(wrong, None, "a") == gr.skip()
+
+
+def test_nonsense_from_a_page_does_nothing(page: Inspector, rows: Path) -> None:
+    view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
+    key = page._look(view, Form.fresh().to_memory())[page.key]
+    assert wait(page, key)[page.seen] == "done"
+    for told in (
+        {"row": []},
+        {"row": "nothing"},
+        {"mend": "cut_answer 999"},
+        {"mend": "cut_answer " + "9" * 5000},
+        {"mend": 3},
+        {},
+    ):
+        assert page._pick(key, 0, view, None, gr.EventData(None, told)) == gr.skip()
+    # A name that no file system takes is a sentence.
+    answer = page._look({"source": "a" * 300, "format": "auto", "columns": {}}, Form.fresh().to_memory())
+    assert answer[page.key] == "" and "role='alert'" in answer[page.state]
+    # A stop that nobody asked for, or asked for twice, ends and deletes nothing.
+    inspections.shared().stop(inspections.shared()._key)
+    before = sorted(inspections.folder().iterdir())
+    for wrong in ("", None, 7):
+        page._stop(wrong)
+    assert sorted(inspections.folder().iterdir()) == before != []
+    # A page whose inspection another page ended is as it was before.
+    assert page._refresh("0" * 24, "")[page.key] == ""
+    # Other rows are looked at now.
+    assert page._follow(view, str(rows)) == gr.skip() == page._follow(view, "")
+    assert page._follow({**view, "source": "sample:facts"}, str(rows))[page.key] == ""
 
 
 def test_a_remedy_sets_train_and_looks_again(page: Inspector, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
