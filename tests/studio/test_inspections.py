@@ -149,6 +149,7 @@ def test_nonsense_from_a_page_does_nothing(page: Inspector, rows: Path) -> None:
     assert answer[page.key] == "" and "role='alert'" in answer[page.state]
     # A stop that nobody asked for, or asked for twice, ends and deletes nothing.
     inspections.shared().stop(inspections.shared()._key)
+    (inspections.folder() / "kept").mkdir()
     before = sorted(inspections.folder().iterdir())
     for wrong in ("", None, 7):
         page._stop(wrong)
