@@ -169,8 +169,8 @@ def test_a_remedy_sets_train_and_looks_again(page: Inspector, rows: Path, monkey
     told = wait(page, key)
     assert (
         "data-mend='cut_answer 0'" in told[page.findings]
-        and "Set Longest row to 512" in told[page.findings]
-        and "to drop them" in told[page.findings]
+        and "Longest row: 512" in told[page.findings]
+        and "Rows that are too long: drop them" in told[page.findings]
     )
     answer = page._pick(key, 0, view, memory.to_memory(), gr.EventData(None, {"mend": "cut_answer 0"}))
     handed = answer[page.page.data]
