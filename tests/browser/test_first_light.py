@@ -222,6 +222,9 @@ def test_first_evening(page: sync_api.Page, studio: Studio, data_file: Path, tmp
     # Chat: the answer streams in and says which weights made it.
     page.get_by_role("button", name="Chat with it").first.click()
     box = page.locator("#chat-box textarea")
+    # Nobody types within the blink in which a tab is drawn.
+    expect(page.locator("#chat-talk")).to_contain_text("Talk to", timeout=WAIT)
+    page.wait_for_timeout(2000)
     box.fill("What is number 7?")
     box.press("Enter")
     talk = page.locator("#chat-talk")
@@ -232,6 +235,7 @@ def test_first_evening(page: sync_api.Page, studio: Studio, data_file: Path, tmp
     # Compare: three columns from one base, each with its own weights.
     open_tab(page, "Compare")
     box = page.locator("#compare-box textarea")
+    page.wait_for_timeout(2000)
     box.fill("What is number 5?")
     page.locator("#compare-send").click()
     said = [page.locator(f"#compare-said-{number}") for number in range(3)]

@@ -880,7 +880,7 @@ def test_classifiers_are_trained_and_asked(
         {
             "task": "classification", "model": {"name": str(family(name))}, "method": knobs,
             "data": {"train": str(rows), "max_length": 64, "eval_fraction": 0.2},
-            "train": {"epochs": 12, "batch_size": 8, "learning_rate": 0.02, "eval_every": 0, "save_every": 0},
+            "train": {"epochs": 24, "batch_size": 8, "learning_rate": 0.02, "eval_every": 0, "save_every": 0},
         }
     )  # fmt: skip
     run = runs.create(config)
