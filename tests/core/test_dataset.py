@@ -166,14 +166,14 @@ def test_squad_as_it_is_published(tmp_path: Path) -> None:
         ("bom.jsonl", b"\xef\xbb\xbf" + ROW.encode() * 2),
         ("utf16.jsonl", (ROW * 2).encode("utf-16")),
         ("utf32.jsonl", (ROW * 2).encode("utf-32")),
-        ("packed.jsonl.gz", gzip.compress(ROW.encode() * 2)),
+        ("packed.jsonl.gz", gzip.compress(ROW.encode() * 2, mtime=0)),
         ("a.csv", "prompt,completion\nHi,Hello\nHi,Hello\n"),
         ("bom.csv", "\ufeffprompt,completion\r\nHi,Hello\r\nHi,Hello\r\n"),
         ("semicolon.csv", "prompt;completion\nHi;Hello\nHi;Hello"),
         ("quoted.csv", '"prompt","completion"\n"Hi","Hello"\n\n"Hi",Hello'),
         ("index.csv", ",prompt,completion\n0,Hi,Hello\n1,Hi,Hello\n"),
         ("a.tsv", "prompt\tcompletion\nHi\tHello\nHi\tHello\n"),
-        ("a.csv.gz", gzip.compress(b"prompt,completion\nHi,Hello\nHi,Hello\n")),
+        ("a.csv.gz", gzip.compress(b"prompt,completion\nHi,Hello\nHi,Hello\n", mtime=0)),
     ],
 )
 def test_kinds_of_file(write: Any, name: str, data: str | bytes) -> None:
@@ -285,7 +285,7 @@ def test_damage_anywhere_is_a_problem_and_never_a_crash(tmp_path: Path) -> None:
             [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "é"}]}] * 4
         ).encode(),
         "a.csv": b'prompt,completion\n"Hi ""you""",Hello\nHi,"He\nllo"\n' * 3,
-        "a.jsonl.gz": gzip.compress(ROW.encode() * 9),
+        "a.jsonl.gz": gzip.compress(ROW.encode() * 9, mtime=0),
         "a.parquet": (tmp_path / "seed.parquet").read_bytes(),
     }
     for name, good in files.items():
@@ -355,7 +355,7 @@ def test_damage_anywhere_is_a_problem_and_never_a_crash(tmp_path: Path) -> None:
             "The row is of type list, and an object with named columns is needed. Found in 2 of 2",
         ),
         ("deep.json", "[" * 100_000, "nested too deeply"),
-        ("torn.jsonl.gz", gzip.compress(ROW.encode() * 9)[:-9], "cannot be unpacked"),
+        ("torn.jsonl.gz", gzip.compress(ROW.encode() * 9, mtime=0)[:-9], "cannot be unpacked"),
         ("fake.jsonl.gz", "hello", "cannot be unpacked"),
         ("fake.parquet", "hello, I am no parquet", "no whole Parquet file"),
         ("a.pkl", "x", "can run a program that is hidden"),
@@ -368,8 +368,8 @@ def test_damage_anywhere_is_a_problem_and_never_a_crash(tmp_path: Path) -> None:
         ("a.docx", "x", "of a kind that cannot be read. Endings that can be read: .json"),
         ("noending", "x", "of a kind that cannot be read"),
         ("a.parquet.gz", "x", "cannot be unpacked"),
-        ("b.parquet.gz", gzip.compress(b"x"), "no whole Parquet file"),
-        ("c.parquet.gz", gzip.compress(b""), "c.parquet.gz is empty"),
+        ("b.parquet.gz", gzip.compress(b"x", mtime=0), "no whole Parquet file"),
+        ("c.parquet.gz", gzip.compress(b"", mtime=0), "c.parquet.gz is empty"),
     ],
 )
 def test_a_file_that_cannot_be_read(write: Any, name: str, data: str | bytes, words: str) -> None:
@@ -388,7 +388,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, write: Any) -> None:
 def test_a_file_too_large_for_memory(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_BYTES", 1000)
     assert "too large" in str(refusal(write("a.jsonl", ROW * 100)))
-    assert "too large" in str(refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9))))
+    assert "too large" in str(refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9, mtime=0))))
 
 
 @pytest.mark.skipif(os.name != "posix" or not hasattr(os, "mkfifo"), reason="needs named pipes")
