@@ -168,7 +168,6 @@ class _Look:
     def __init__(self, material: Material, tokens: Tokens, config: Config, limit: int):
         self.material, self.tokens, self.config, self.limit = material, tokens, config, limit
         self.total = len(material.train) + len(material.aside)
-        self.number = 0
         self.full = array("l")
         self.lengths = array("l")
         self.targets = array("l")
@@ -289,7 +288,7 @@ class _Look:
         return flags
 
     def _judge_system(self, example: Example) -> list[str]:
-        """Whether the template passes the system prompt on: tried once for each that there is."""
+        """Whether the template passes the system prompt on: tried once for each of the first few hundred."""
         system = example.messages[0].content.strip()
         self.systems[system[:1000]] += 1
         if (
