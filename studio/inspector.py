@@ -253,7 +253,7 @@ class Inspector:
             buttons += f"<button type='button' class='way' data-row='{one.name}'>{report.escape(words.t('inspector.show'))}</button>"
         for number, remedy in enumerate(one.remedies):
             key, value = next(iter(remedy.items()))
-            shown = words.number(value) if isinstance(value, int) else words.t(f"train.choice_{value}")
+            shown = f"{value:,}" if isinstance(value, int) else words.t(f"train.choice_{value}")
             said = words.t("inspector.mend", name=words.text(knobs()[key].title), value=shown)
             buttons += (
                 f"<button type='button' class='way' data-mend='{one.name} {number}'>{report.escape(said)}</button>"
