@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.config import DataSettings
 from core.dataset import Dataset
+from core.engine.spelling import Speller, Spelling
 from core.formats import Example, Message
 from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
 from core.problem import Problem
@@ -47,6 +48,8 @@ class Tokens:
         if chats and not self.own_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
         starts = tokenizer("").input_ids
+        self.speller = Speller(tokenizer)
+        self._end_names = tuple(tokenizer.convert_ids_to_tokens(sorted(end_ids)))
         self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
         self.cut = 0
         self.dropped = 0
@@ -83,7 +86,7 @@ class Tokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens only where the text names them, never a second BOS."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.speller.encode(text)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the model reads before it answers."""
@@ -257,13 +260,16 @@ class Tokens:
     ) -> tuple[list[int], list[bool]] | None:
         """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
         whole = self.render(messages[: answers[-1] + 1], tools=tools)
+        spelled = Spelling(whole, self.speller)
         ids: list[int] = []
         trained: list[bool] = []
         for index in answers:
             prompt = self.render(messages[:index], answer_next=True, tools=tools)
             answered = whole if index == answers[-1] else self.render(messages[: index + 1], tools=tools)
-            before = self.encode(prompt)
-            if not (answered.startswith(prompt) and whole.startswith(answered) and before[: len(ids)] == ids):
+            if not (answered.startswith(prompt) and whole.startswith(answered)):
+                return None
+            before = spelled.until(len(prompt))
+            if before[: len(ids)] != ids:
                 return None
             content = messages[index].content
             if not _says(answered, content, behind=prompt):
@@ -272,7 +278,7 @@ class Tokens:
             if between and trained and trained[-1] and ids[-1] not in self.end_ids:
                 # Some templates write the end of an answer only when the next question is there.
                 between[0] = before[len(ids)] in self.end_ids
-            after = self.encode(answered)
+            after = spelled.until(len(answered))
             # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
             at_once = after[: len(before)] == before
             learned = after[len(before) :] if at_once else self._encode_further(answered[len(prompt) :])
@@ -323,8 +329,7 @@ class Tokens:
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
-        names = tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
-        content = content.rstrip()
+        names, content = self._end_names, content.rstrip()
         while name := next((name for name in names if content.endswith(name)), None):
             content = content.removesuffix(name).rstrip()
         return sum(content.count(name) for name in names)
