@@ -629,3 +629,17 @@ def test_a_token_that_the_tokenizer_does_not_cut_at_is_not_trusted(speller: Spel
     assert tokens.speller.find_marks(text, ids)
     assert not tokens.speller.find_marks(text + "<|im_end|>", ids)
     assert not tokens.speller.find_marks(text, ids[::-1])
+
+
+def test_a_space_that_is_put_before_the_first_word_alone(speller: Speller) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<|im_start|>", "<|im_end|>"], vocab_size=120)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>"), 4096, {2})
+    text = "the cat<|im_start|>the mat<|im_end|> the sky"
+    spelled = Spelling(text, tokens.speller)
+    assert len(tokens.speller.find_marks(text, spelled.ids)) == 2
+    assert tokens.encode("the mat") != tokens.encode("<|im_start|>the mat")[1:]
+    for place in range(len(text) + 1):
+        assert spelled.until(place) == tokens.encode(text[:place]), text[:place]
