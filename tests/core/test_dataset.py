@@ -21,6 +21,7 @@ import pytest
 from core import dataset, readers
 from core.formats import Example, Message
 from core.problem import Problem
+from core.readers import objects
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -196,7 +197,7 @@ def test_parquet(tmp_path: Path) -> None:
     data = dataset.load(tmp_path / "a.parquet", strict=True)
     assert [int(e.messages[1].content) for e in data.examples] == list(range(2000))
     (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
-    assert dataset.load(tmp_path / "b.parquet.gz").examples == data.examples
+    assert list(dataset.load(tmp_path / "b.parquet.gz").examples) == list(data.examples)
     read = dataset.read_rows(tmp_path / "a.parquet", limit=1500)
     assert len(read) == 1500 and read.columns == ("messages",)
     for index in (1499, 0, 700, -1):
@@ -385,10 +386,38 @@ def test_a_file_that_is_not_there(tmp_path: Path, write: Any) -> None:
     assert refusal(tmp_path / "x.json", field="data.eval").field == "data.eval"
 
 
-def test_a_file_too_large_for_memory(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_memory(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_BYTES", 1000)
-    assert "too large" in str(refusal(write("a.jsonl", ROW * 100)))
-    assert "too large" in str(refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9, mtime=0))))
+    assert len(dataset.load(write("a.jsonl", ROW * 100), strict=True).examples) == 100
+    assert len(dataset.load(write("a.json", f"[{','.join([ROW] * 100)}]"), strict=True).examples) == 100
+    squad = json.dumps({"data": [{"paragraphs": [{"context": "x" * 2000, "qas": []}]}]}, indent=1)
+    assert "too large" in str(refusal(write("squad.json", squad)))
+    monkeypatch.setattr(readers, "MAX_LINE", 1000)
+    assert "Line 3 of b.jsonl is longer" in str(refusal(write("b.jsonl", ROW * 2 + "x" * 5000)))
+    assert "Line 1 of bomb.jsonl.gz is longer" in str(
+        refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9, mtime=0)))
+    )
+
+
+def test_a_list_is_read_in_pieces(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a piece ends, the rows and the places of mistakes are the same."""
+    rows = [{"prompt": 'a \\ " é' * n, "completion": n, "more": [n, {"b": None}]} for n in range(1, 9)]
+    texts = [
+        json.dumps(rows),
+        json.dumps(rows, indent=1),
+        json.dumps(rows, ensure_ascii=False).replace(", {", " ,\n\n{"),
+    ]
+    whole = {}
+    for size in (1, 2, 3, 7, 50, 1_000_000):
+        monkeypatch.setattr(objects, "_PIECE", size)
+        for number, text in enumerate(texts):
+            assert list(dataset.read_rows(write("a.json", text))) == rows, (size, number)
+            for at in range(40, len(text) - 1, 41):
+                try:
+                    found = str([list(dataset.read_rows(write("b.json", text[:at] + "}" + text[at:])))])
+                except Problem as problem:
+                    found = str(problem.facts | {"near": ""})
+                assert whole.setdefault((number, at), found) == found, (size, number, at)
 
 
 @pytest.mark.skipif(os.name != "posix" or not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -604,7 +604,11 @@ def test_an_answer_that_a_template_changes_is_no_row(speller: Speller) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_beginning_of_a_text_is_spelled_as_it_is_alone(name: str, speller: Speller) -> None:
     tokens = speller(name)
-    roles = [Message("user", " the  cat\n\n"), Message("assistant", "sat <b> on\nthe mat. "), Message("user", "é 日本?")]
+    roles = [
+        Message("user", " the  cat\n\n"),
+        Message("assistant", "sat <b> on\nthe mat. "),
+        Message("user", "é 日本?"),
+    ]
     text = render(tokens, [*roles, Message("assistant", "Hello")])
     spelled = Spelling(text, tokens.speller)
     assert spelled.ids == ids_of(tokens, text)

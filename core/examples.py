@@ -1,0 +1,43 @@
+"""Examples in any number: what `core.spool` has to know to keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from core.formats import Answer, Example, Message
+from core.spool import Spool
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def keep_examples() -> Spool[Example]:
+    """A place for any number of examples."""
+    return Spool(_columns, asdict, _unpack)
+
+
+def _columns() -> pyarrow.Schema:
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema(
+        {
+            "messages": pa.list_(pa.struct({"role": text, "content": text})), "text": text, "tools": text,
+            "labels": pa.list_(text), "several": pa.bool_(), "question": text, "context": text,
+            "answers": pa.list_(pa.struct({"text": text, "start": pa.int64()})), "source": text, "target": text,
+        }
+    )  # fmt: skip
+
+
+def _unpack(row: Mapping[str, Any]) -> Example:
+    labels, answers = row["labels"], row["answers"]
+    return Example(
+        **{
+            **row,
+            "messages": tuple(Message(**message) for message in row["messages"]),
+            "labels": None if labels is None else tuple(labels),
+            "answers": None if answers is None else tuple(Answer(**answer) for answer in answers),
+        }
+    )
