@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def keep_examples() -> Spool[Example]:
     """A place for any number of examples."""
-    return Spool(_columns, asdict, _unpack)
+    return Spool(_columns, asdict, _unpack, weigh=_weigh)
 
 
 def _columns() -> pyarrow.Schema:
@@ -41,3 +41,9 @@ def _unpack(row: Mapping[str, Any]) -> Example:
             "answers": None if answers is None else tuple(Answer(**answer) for answer in answers),
         }
     )
+
+
+def _weigh(example: Example) -> int:
+    texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
+    turns = sum(200 + len(message.content) for message in example.messages)
+    return 500 + turns + sum(map(len, filter(None, texts)))

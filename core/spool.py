@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-IN_MEMORY = 20_000
-"""Things that are kept in memory; a sequence that grows longer lies in a file."""
+IN_MEMORY = 64 * 1024**2
+"""How much of a sequence is kept in memory (bytes, roughly); one that grows larger lies in a file."""
 
-BLOCK = 1000
+BLOCK = 256
 """Things of a file that are written and unpacked together."""
 
 
@@ -33,6 +33,7 @@ class Spool(Sequence[T], Generic[T]):
         schema: makes the columns of one thing, when they are needed.
         pack: a thing as a row of these columns.
         unpack: the inverse.
+        weigh: how many bytes a thing takes in memory, roughly.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Spool(Sequence[T], Generic[T]):
         schema: Callable[[], pyarrow.Schema],
         pack: Callable[[T], Mapping[str, Any]],
         unpack: Callable[[Mapping[str, Any]], T],
+        weigh: Callable[[T], int],
     ):
+        self._weigh, self._weight = weigh, 0
         self._schema, self._pack, self._unpack = schema, pack, unpack
         self._items: list[T] = []
         self._length = 0
@@ -58,8 +61,9 @@ class Spool(Sequence[T], Generic[T]):
             raise ValueError("what is being read cannot grow")
         self._items.append(item)
         self._length += 1
-        if len(self._items) >= (BLOCK if self._writer else IN_MEMORY):
-            self._write()
+        self._weight += self._weigh(item)
+        if self._weight > IN_MEMORY and len(self._items) >= BLOCK:
+            self._write(len(self._items) // BLOCK * BLOCK)
 
     def __len__(self) -> int:
         return self._length
@@ -86,7 +90,8 @@ class Spool(Sequence[T], Generic[T]):
         block, place = divmod(index % self._length, BLOCK)
         return self._unpack(self._batches[block].slice(place, 1).to_pylist()[0])
 
-    def _write(self) -> None:
+    def _write(self, count: int) -> None:
+        """Put the first so many of what is in memory into the file."""
         import pyarrow
 
         try:
@@ -97,8 +102,8 @@ class Spool(Sequence[T], Generic[T]):
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
                 self._columns = self._schema()
                 self._writer = pyarrow.ipc.new_file(pyarrow.PythonFile(self._file, "w"), self._columns)
-            for start in range(0, len(self._items), BLOCK):
-                rows = [self._pack(item) for item in self._items[start : start + BLOCK]]
+            for start in range(0, count, BLOCK):
+                rows = [self._pack(item) for item in self._items[start : min(start + BLOCK, count)]]
                 self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._columns))
         except OSError as error:
             free = shutil.disk_usage(home()).free / 1e6
@@ -107,7 +112,7 @@ class Spool(Sequence[T], Generic[T]):
                 "Make room, or let ATELIER_HOME name a folder on a larger disk.",
                 error=error.strerror or error, free=free, folder=home(),
             ) from None  # fmt: skip
-        self._items = []
+        self._items = self._items[count:]
 
     def _end_writing(self) -> None:
         if self._writer is None or self._batches:
@@ -115,7 +120,7 @@ class Spool(Sequence[T], Generic[T]):
         import pyarrow
 
         if self._items:
-            self._write()
+            self._write(len(self._items))
         assert self._file is not None
         self._writer.close()
         self._file.flush()

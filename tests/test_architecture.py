@@ -18,6 +18,7 @@ ALLOWED = [
     # folder, what it may import besides the standard library and itself
     ("core/engine/quantization.py", {"core", "torch", "transformers", "bitsandbytes*"}),
     ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow", "regex"}),
+    ("core/engine/rows.py", {"core", "pyarrow"}),
     ("core/engine/spelling.py", {"transformers", "tokenizers"}),
     ("core/engine", {"core", "torch", "transformers", "accelerate", "safetensors", "jinja2", "psutil", "pydantic", "starlette", "uvicorn"}),
     ("core/methods", {"core.config", "core.methods", "core.problem", "core.targets", "torch*", "pydantic"}),

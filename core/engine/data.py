@@ -6,10 +6,9 @@ import copy
 import inspect
 import itertools
 import json
-import random
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,11 +16,9 @@ from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from core.config import DataSettings
-from core.dataset import Dataset
 from core.engine.spelling import Speller, Spelling
-from core.formats import Example, Message
-from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
+from core.formats import Message
+from core.objectives import AnswerRow, LabelRow, Row, SpanRow
 from core.problem import Problem
 
 # For models without a chat template. Headings end with a newline, so that an answer begins with a token of its own.
@@ -355,103 +352,6 @@ def _says(answered: str, content: str, *, behind: str) -> bool:
     said, answered = "".join(content.split()), "".join(answered.split())
     start = answered.rfind(said)
     return start >= 0 and start + len(said) > len("".join(behind.split()))
-
-
-@dataclass
-class Rows:
-    """All rows of a data set as tokens, and what became of the others.
-
-    `examples[i]` is the one that `rows[i]` was made of; several rows may be made of one.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    cut: int = 0
-    dropped: int = 0
-    empty: int = 0
-    refused: list[Problem] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return sum(row.length for row in self.rows)
-
-    @property
-    def targets(self) -> int:
-        return sum(row.targets for row in self.rows)
-
-
-def count_targets(row: Row) -> int:
-    """How many things the row teaches: tokens, or one label, or one place of an answer."""
-    return row.targets
-
-
-def spell(
-    dataset: Dataset,
-    indices: Sequence[int],
-    objective: Objective,
-    tokens: Tokens,
-    settings: DataSettings,
-    field: str = "data.train",
-) -> Rows:
-    """Turn the examples of those indices into rows; what gives no row is counted or kept with its Problem.
-
-    Raises:
-        Problem: beside `task`, when no row is of a kind that the task can learn from.
-    """
-    result = Rows()
-    cut_before, dropped_before = tokens.cut, tokens.dropped
-    for index, spelled in spell_each(dataset, indices, objective, tokens, settings, field):
-        if isinstance(spelled, Problem):
-            result.refused.append(spelled)
-            continue
-        for row in spelled:
-            if row.targets:
-                result.rows.append(row)
-                result.examples.append(dataset.examples[index])
-            else:
-                result.empty += 1
-    result.cut, result.dropped = tokens.cut - cut_before, tokens.dropped - dropped_before
-    return result
-
-
-def spell_each(
-    dataset: Dataset,
-    indices: Sequence[int],
-    objective: Objective,
-    tokens: Tokens,
-    settings: DataSettings,
-    field: str = "data.train",
-) -> Iterator[tuple[int, list[Row] | Problem]]:
-    """Each example of those indices with its rows (none for one that is too long and therefore dropped), or with the
-    Problem of one that cannot be used.
-
-    Raises:
-        Problem: beside `task`, when no example is of a kind that the task can learn from.
-    """
-    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
-        raise refuse(objective.name, dataset.examples[indices[0]])
-    for index in indices:
-        try:
-            cut = tokens.cut
-            rows = objective.spell(dataset.examples[index], tokens, settings)
-            if settings.too_long == "drop" and tokens.cut > cut:
-                tokens.cut, tokens.dropped, rows = cut, tokens.dropped + 1, []
-            yield index, rows
-        except Problem as problem:
-            facts = problem.facts | {"row": dataset.numbers[index]}
-            yield (
-                index,
-                Problem(
-                    "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
-                ),
-            )
-
-
-def order_rows(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no memory of it."""
-    order = list(range(count))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
 
 
 @dataclass(frozen=True)

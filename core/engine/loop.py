@@ -17,7 +17,7 @@ from torch import nn
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
 from core.engine.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
-from core.engine.data import Reader, Tokens, collate, order_rows
+from core.engine.data import Reader, Tokens, collate
 from core.engine.evaluate import measure, write_answers
 from core.engine.material import Material
 from core.engine.model import (
@@ -33,6 +33,7 @@ from core.engine.model import (
 )
 from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
 from core.engine.quantization import count_parameters
+from core.engine.rows import order_rows
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
 from core.objectives import Objective, Row
@@ -192,7 +193,7 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         loss, scored = measured.loss, measured.scored
         if objective.generates and config.samples.scored:
             scored = write_answers(
-                model, tokens, objective, eval_rows.examples, most=config.samples.scored,
+                model, tokens, objective, eval_rows, most=config.samples.scored,
                 max_tokens=config.samples.max_new_tokens, stop=lambda: run.asked("stop"),
             )  # fmt: skip
         log.write(

