@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import random
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from core import formats, readers, sources
 from core.examples import keep_examples
 from core.formats import Example, Recognition
+from core.judgement import content_key
 from core.problem import Problem
 from core.readers import BadRow, Entry, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
@@ -188,26 +188,14 @@ def _share(count: int, sizes: Sequence[int], draw: random.Random) -> list[int]:
 
 
 def find_overlap(train: Dataset, held: Dataset) -> list[tuple[int, int]]:
-    """Rows that are in both, by content: the number of the first row of `train` that is as a row of `held`, and its.
-
-    Capitals and white space make no difference, nor do labels and answers to a question: the text gives them away.
-    """
-    first: dict[bytes, int] = {}
+    """Rows that are in both, by content: the number of the first row of `train` that is as a row of `held`, and its."""
+    first: dict[int, int] = {}
     for number, example in zip(train.numbers, train.examples, strict=True):
-        first.setdefault(_digest(example), number)
-    pairs = ((first.get(_digest(example)), number) for number, example in zip(held.numbers, held.examples, strict=True))
+        first.setdefault(content_key(example), number)
+    pairs = (
+        (first.get(content_key(example)), number) for number, example in zip(held.numbers, held.examples, strict=True)
+    )
     return [(there, number) for there, number in pairs if there is not None]
-
-
-def _digest(example: Example) -> bytes:
-    if example.question is not None:
-        texts = [example.question, example.context or ""]
-    elif example.text is not None:
-        texts = [example.text]
-    else:
-        texts = [text for turn in example.messages for text in (turn.role, turn.content)]
-    plain = [" ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in texts]
-    return hashlib.blake2b("\0".join(plain).encode(), digest_size=16).digest()
 
 
 class _Lead(NamedTuple):

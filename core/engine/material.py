@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,18 +36,21 @@ class Material:
     aside: Sequence[int]
 
     @classmethod
-    def read(cls, config: Config) -> Material:
+    def read(cls, config: Config, tell: Callable[[int], None] | None = None) -> Material:
         """Read the data sets that a configuration names.
+
+        Args:
+            tell: is told the rows done now and then; what it raises ends the reading.
 
         Raises:
             Problem: when they cannot be read, or the task cannot learn from them.
         """
-        data = dataset.load(config.data.train, config.data.format, config.data.columns)
+        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell)
         held, given = data, config.data.eval or dataset.has_eval_files(config.data.train)
         if config.data.eval:
-            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval")
+            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell)
         elif given:
-            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True)
+            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True, tell=tell)
         count = len(data.examples)
         wanted = count_eval_rows(config, count)
         train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)
