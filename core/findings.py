@@ -81,6 +81,21 @@ KINDS: dict[str, Kind] = {
         "Rows that repeat one before, but for case, spaces and punctuation: {count}.",
         "They count twice or more often. Remove them unless that is meant.",
     ),
+    "unlearned_label": Kind(
+        "warn",
+        "Rows of the evaluation data with a label that no row to train on has: {count}.",
+        "The model cannot learn it, and every such row counts as an error. Add rows with that label to train on.",
+    ),
+    "unmeasured_label": Kind(
+        "note",
+        "Rows to train on with a label that no row of the evaluation data has: {count}.",
+        "How well it is learned will not be seen. Set more rows aside.",
+    ),
+    "pad_is_end": Kind(
+        "note",
+        "Rows that would be filled up with the token that ends an answer: {count}.",
+        "Nothing is lost here, as what fills up is never learned. Other programs leave the end out, too, and their models never stop.",
+    ),
     "lonely_label": Kind(
         "note",
         "Rows with a label that hardly any other has: {count}.",
@@ -90,6 +105,16 @@ KINDS: dict[str, Kind] = {
         "note",
         "Rows that are dropped because they are too long: {count}.",
         "Nothing of them is learned. Have them cut or split instead, or raise the longest row.",
+    ),
+    "shortened": Kind(
+        "note",
+        "Rows whose oldest turns are left out because they are too long: {count}.",
+        "The model does not read what was said first. Raise the longest row if memory allows.",
+    ),
+    "left_out": Kind(
+        "note",
+        "Rows that are left out for what was found in them: {count}.",
+        "You asked for it: they are neither trained on nor measured on.",
     ),
     "cut": Kind(
         "note",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import regex
 
 from core.formats import Example
+
+if TYPE_CHECKING:
+    from core.dataset import Dataset
 
 # UTF-8 read as Windows-1252 or Latin-1, and the mark that decoders put where they gave up.
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf©®°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§¨ª«¬¯]|â€[\x80-\xbf™œž“”˜¦]|ï»¿|\ufffd")
@@ -17,29 +21,51 @@ _SEPARATORS = regex.compile(r"[^\p{L}\p{N}\p{M}\p{S}]+")
 _ASCII_SEPARATORS = "".join(char for char in map(chr, range(128)) if _SEPARATORS.fullmatch(char)).encode()
 
 
-class Judge:
-    """Looks at every example of a data set once, in the order of the file.
+Flags = dict[int, list[str]]
+"""Example -> the names of what is wrong with it, as `core.findings` has them; those that are fine are not in it."""
 
-    Args:
-        trained: those that are trained on, when others are `set aside` to measure on.
+LEAVABLE = ("duplicate", "overlap", "conflict", "mojibake")
+"""What rows can be left out for."""
+
+
+def judge(data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int]) -> tuple[Flags, Flags]:
+    """Look at every example that is trained on, and at those of `held` (often `data` itself) that are set aside.
+
+    An evaluation row that is trained on has an overlap; of rows that are alike, and of inputs with different labels, all
+    but the first are named.
+
+    Returns:
+        The flags of `data` and those of `held`: the same dictionary when these are the same.
     """
+    look = _Look()
+    if aside:
+        look.trained = {content_key(data.examples[index]) for index in train}
+    own: Flags = {}
+    others = own if held is data else {}
+    is_aside = set(aside) if held is data else set()
+    for index in sorted([*train, *is_aside]):
+        if flags := look.judge(data.examples[index], index in is_aside):
+            own[index] = flags
+    for index in () if held is data else aside:
+        if flags := look.judge(held.examples[index], True):
+            others[index] = flags
+    return own, others
 
-    def __init__(self, trained: Iterable[Example] = ()):
-        self._trained = {content_key(example) for example in trained}
+
+class _Look:
+    """What is remembered of the examples seen so far."""
+
+    def __init__(self) -> None:
+        self.trained: set[int] = set()
         self._seen: set[int] = set()
         self._labels: dict[int, int] = {}
 
     def judge(self, example: Example, is_aside: bool) -> list[str]:
-        """The names of what is wrong with it, as `core.findings` has them.
-
-        An evaluation row that is trained on has an overlap; of rows that are alike, and of inputs with different labels,
-        all but the first are named.
-        """
         flags = []
         text = "\n".join(texts_of(example))
         if not text.isascii() and _MOJIBAKE.search(text):
             flags.append("mojibake")
-        if is_aside and content_key(example) in self._trained:
+        if is_aside and content_key(example) in self.trained:
             flags.append("overlap")
         elif not is_aside:
             key = _digest(_bare(text) or text)

@@ -182,13 +182,14 @@ class Tokens:
         fails that check; then each answer becomes a row of its own, rendered as it would be at use. So does one that
         leaves a part of an answer out, as some do with thinking: what is learned is the answer that the data has.
         """
-        spelled = self._spell_turns(messages, train_on, tools)
+        spelled, left_out = self._spell_turns(messages, train_on, tools), 0
         if too_long in ("oldest", "split") and not self._fits(spelled):
             # Of a conversation whose last answer is learned, the last part holds it.
-            spelled = self._spell_parts(
-                messages, train_on, tools, splits=too_long == "split" and train_on != "last_answer"
-            )
-        return [self._cut(*row) for row in spelled]
+            splits = too_long == "split" and train_on != "last_answer"
+            parts = self._spell_parts(messages, train_on, tools, splits=splits)
+            left_out = 0 if splits else max(len(ids) for ids, _ in spelled) - max(len(ids) for ids, _ in parts)
+            spelled = parts
+        return [self._cut(*row, left_out) for row in spelled]
 
     def _fits(self, spelled: Sequence[tuple[list[int], list[bool]]]) -> bool:
         return all(len(ids) <= self.max_length for ids, _ in spelled)
@@ -340,11 +341,11 @@ class Tokens:
         end = self.tokenizer.eos_token_id
         return ids if end is None else [*ids, end]
 
-    def _cut(self, ids: list[int], trained: list[bool]) -> Row:
+    def _cut(self, ids: list[int], trained: list[bool], left_out: int) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
         lost = ids[self.max_length :] if self.keeps_lost else []
-        return Row(ids[: self.max_length], trained[: self.max_length], lost=lost)
+        return Row(ids[: self.max_length], trained[: self.max_length], lost=lost, left_out=left_out)
 
 
 def _says(answered: str, content: str, *, behind: str) -> bool:

@@ -27,10 +27,10 @@ from core.engine.model import end_token_ids, load_tokenizer, longest_input, padd
 from core.engine.rows import Spelled, order_rows, spell_each
 from core.findings import KINDS, SEVERITIES, Finding
 from core.formats import Example
-from core.judgement import Judge, texts_of
+from core.judgement import LEAVABLE, texts_of
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
-from core.objectives import Objective, Row
+from core.objectives import AnswerRow, Objective, Row
 from core.problem import Problem
 from core.runs import write_whole
 
@@ -56,7 +56,7 @@ _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
 _SYSTEM_PROMPTS = 200
-_TOO_LONG = ("unlearned", "cut_answer", "cut", "dropped")
+_TOO_LONG = ("unlearned", "cut_answer", "cut", "shortened", "dropped")
 
 SCRIPTS = {
     "Latin": "A-Za-zÀ-ɏ", "Han": "㐀-䶿一-鿿", "Kana": "぀-ヿ", "Hangul": "가-힯", "Cyrillic": "Ѐ-ӿ", "Greek": "Ͱ-Ͽ",
@@ -164,7 +164,7 @@ class _Look:
 
     def __init__(self, material: Material, tokens: Tokens, config: Config, limit: int):
         self.material, self.tokens, self.config, self.limit = material, tokens, config, limit
-        self.total = len(material.train) + len(material.aside)
+        self.total = sum(map(len, (material.train, material.aside, *material.left_out)))
         self.full = array("l")
         self.lengths = array("l")
         self.targets = array("l")
@@ -180,10 +180,10 @@ class _Look:
         self.keeps_system: dict[str, bool] = {}
         added = tokens.tokenizer.added_tokens_decoder.values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        writes = material.objective.model_kind == "causal_lm"
+        self.writes = writes = material.objective.model_kind == "causal_lm"
         self.special = re.compile("|".join(map(re.escape, special))) if special and writes else None
         self.special_starts = {text[0] for text in special}
-        self.judge = Judge(map(material.data.examples.__getitem__, material.train) if material.aside else ())
+        self.flags = material.judge()
         self.table = _Table()
         self.first: Row | None = None
 
@@ -191,7 +191,8 @@ class _Look:
         """Take in every row; yields them as tables."""
         objective, data = self.material.objective, self.config.data
         own, apart = self.material.data, self.material.held is not self.material.data
-        aside = set() if apart else set(self.material.aside)
+        left_out = tuple(map(frozenset, self.material.left_out))
+        aside = set() if apart else left_out[1].union(self.material.aside)
         # In the order of the file, whatever is trained on.
         parts = [(own, range(len(own.examples)), "data.train")]
         if apart:
@@ -203,7 +204,9 @@ class _Look:
         for dataset, indices, source in parts:
             for index, spelled in spell_each(dataset, indices, objective, self.tokens, data, source):
                 is_aside = dataset is not own or index in aside
-                self._take(dataset.examples[index], dataset.numbers[index], spelled, is_aside)
+                flags = self.flags[dataset is not own].get(index, [])
+                found = ["left_out"] if index in left_out[is_aside] else flags
+                self._take(dataset.examples[index], dataset.numbers[index], found, spelled, is_aside)
                 done += 1
                 if len(self.table) >= BATCH:
                     yield self.table.take()
@@ -214,21 +217,22 @@ class _Look:
         if tell:
             tell(self.total, self.total)
 
-    def _take(self, example: Example, number: int, spelled: Spelled, is_aside: bool) -> None:
-        flags = self._judge(example, is_aside)
+    def _take(self, example: Example, number: int, found: list[str], spelled: Spelled, is_aside: bool) -> None:
+        """One example, what its content tells (`found`), and its rows."""
+        is_left_out = found == ["left_out"]
+        flags = found if is_left_out else [*found, *self._judge(example, is_aside)]
         if isinstance(spelled, Problem):
-            self._note([*flags, "refused"], number)
-            self.refusals.append(spelled)
+            self._note(flags if is_left_out else [*flags, "refused"], number)
+            self.refusals += [] if is_left_out else [spelled]
             return
-        if not spelled:
-            flags.append("dropped")
         noted = dict.fromkeys(flags)
         for row in spelled:
             ids, learned = _spread(row)
-            own = self._judge_row(row, learned)
+            own = [] if is_left_out else self._judge_row(row, learned)
             noted |= dict.fromkeys(own)
-            self.full.append(row.length + len(row.lost))
-            if row.targets:
+            if not is_left_out:
+                self.full.append(row.whole)
+            if row.targets and not is_left_out:
                 self.lengths.append(row.length)
                 self.targets.append(row.targets)
                 self.is_aside.append(is_aside)
@@ -245,8 +249,8 @@ class _Look:
                 rows.append(number)
 
     def _judge(self, example: Example, is_aside: bool) -> list[str]:
-        """What is wrong with an example, whatever becomes of it."""
-        flags = self.judge.judge(example, is_aside)
+        """What the model's template and tokenizer would make of its texts."""
+        flags = []
         texts = texts_of(example)
         self.scripts[_script(texts)] += 1
         if example.messages:
@@ -278,6 +282,8 @@ class _Look:
         return [] if self.keeps_system.get(system, True) else ["dropped_system"]
 
     def _judge_row(self, row: Row, learned: Sequence[bool]) -> list[str]:
+        if not row.ids:
+            return ["dropped"]
         flags = []
         start = self.tokens.tokenizer.bos_token_id
         if start is not None and row.ids[:2] == [start, start]:
@@ -285,8 +291,10 @@ class _Look:
         answers = self.material.objective.model_kind == "causal_lm" and self.material.objective.name != "text"
         if not row.targets:
             flags.append("unlearned")
-        elif row.lost:
-            flags.append("cut_answer" if answers and learned[-1] else "cut")
+        elif row.lost or row.left_out:
+            flags.append("cut_answer" if answers and row.lost and learned[-1] else "cut" if row.lost else "shortened")
+        elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
+            flags.append("cut_answer")
         elif answers:
             # Most end with it.
             pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
@@ -302,6 +310,13 @@ class _Look:
         problems = [*data.problems()]
         if bad:
             self.counts["bad"], self.found["bad"] = len(bad), [row.row for row in bad[:_SHOWN]]
+        if self.writes and padding_token(self.tokens.tokenizer) in self.tokens.end_ids:
+            self.counts["pad_is_end"] = len(lengths)
+        for missing, named in ((self.labels, self.aside_labels), (self.aside_labels, self.labels)):
+            if missing and (unknown := set(named) - set(missing)):
+                self.counts["unlearned_label" if missing is self.labels else "unmeasured_label"] = sum(
+                    map(named.__getitem__, unknown)
+                )
         few = {label for label, count in self.labels.items() if count < 2}
         if few:
             self.counts["lonely_label"] = sum(self.labels[label] for label in few)
@@ -320,6 +335,7 @@ class _Look:
             "empty_rows": self.counts["unlearned"],
             "cut_rows": self.tokens.cut,
             "dropped_rows": self.tokens.dropped,
+            "left_out_rows": self.counts["left_out"],
             "tokens": int(lengths.sum()) if len(lengths) else 0,
             "trained_tokens": trained,
             "longest": int(lengths.max()) if len(lengths) else 0,
@@ -336,7 +352,6 @@ class _Look:
             "turns": {str(turns): count for turns, count in sorted(self.turns.items())},
             "scripts": dict(self.scripts.most_common()),
             "systems": {"rows": sum(self.systems.values()), "kinds": len(self.systems), "most": self.systems.most_common(3)},
-            "pad_is_end": padding_token(self.tokens.tokenizer) in self.tokens.end_ids,
             "own_template": self.tokens.own_template,
             "findings": [finding.to_data() for finding in findings],
             "starts": learnable > 0,
@@ -352,6 +367,10 @@ class _Look:
         for name in KINDS:
             if count := self.counts[name]:
                 remedies = self._remedies(longest) if name in _TOO_LONG else []
+                if name in LEAVABLE:
+                    remedies = [{"data.leave_out": [*self.config.data.leave_out, name]}]
+                elif name == "left_out":
+                    remedies = [{"data.leave_out": []}]
                 found.append(Finding(name, count, tuple(self.found[name]), tuple(remedies)))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
 

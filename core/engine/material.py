@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core import dataset, objectives, playground
@@ -17,6 +17,7 @@ from core.engine.predict import classify, find_answer
 from core.engine.rows import Rows, spell
 from core.fit import count_eval_rows
 from core.formats import Example, Message
+from core.judgement import Flags, judge
 from core.objectives import Objective
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA
@@ -27,13 +28,17 @@ _WATCHED = 3
 
 @dataclass(frozen=True)
 class Material:
-    """The examples of `data` and `held` that are trained on and measured on, and the task fitted to them."""
+    """The examples of `data` and `held` that are trained on and measured on, and the task fitted to them.
+
+    `left_out` are those that would be in `train` and in `aside` if nothing were wrong with them.
+    """
 
     objective: Objective
     data: Dataset
     train: Sequence[int]
     held: Dataset
     aside: Sequence[int]
+    left_out: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     @classmethod
     def read(cls, config: Config, tell: Callable[[int], None] | None = None) -> Material:
@@ -57,7 +62,36 @@ class Material:
         if given:
             aside = range(len(held.examples))
         examples = itertools.chain(data.examples, held.examples if held is not data else ())
-        return cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
+        material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
+        return material.without(config.data.leave_out) if config.data.leave_out else material
+
+    def judge(self) -> tuple[Flags, Flags]:
+        """What is wrong with the examples of `data` and of `held`, those that were left out among them."""
+        train, aside = (
+            sorted([*kept, *left]) for kept, left in zip((self.train, self.aside), self.left_out, strict=True)
+        )
+        return judge(self.data, train, self.held, aside)
+
+    def without(self, flags: Collection[str]) -> Material:
+        """The same without the examples that have any of these flags.
+
+        Raises:
+            Problem: when nothing would be left to train on.
+        """
+        kept: list[list[int]] = []
+        left: list[list[int]] = []
+        for indices, found in zip((self.train, self.aside), self.judge(), strict=True):
+            bad = {index for index, names in found.items() if not set(names).isdisjoint(flags)}
+            kept.append([index for index in indices if index not in bad])
+            left.append([index for index in indices if index in bad])
+        if not kept[0]:
+            raise Problem(
+                "No row is left to train on: all have {flags}.",
+                to_do="Leave out fewer.",
+                field="data.leave_out",
+                flags=", ".join(flags),
+            )
+        return replace(self, train=kept[0], aside=kept[1], left_out=(left[0], left[1]))
 
     def spell(self, tokens: Tokens, config: Config) -> tuple[Rows, Rows]:
         """The rows to train on and those to measure on.

@@ -139,7 +139,9 @@ def _spell_one(
             "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
         )
     if settings.too_long == "drop" and tokens.cut > cut:
-        tokens.cut, tokens.dropped, rows = cut, tokens.dropped + 1, []
+        tokens.cut, tokens.dropped = cut, tokens.dropped + 1
+        # Where people look at it, all of it is lost.
+        rows = [Row([], lost=[*row.ids, *row.lost]) for row in rows] if tokens.keeps_lost else []
     return rows
 
 
@@ -179,7 +181,7 @@ def _columns() -> pyarrow.Schema:
     return pyarrow.schema(
         {
             "kind": pyarrow.int8(), "ids": ids, "trained": pyarrow.list_(pyarrow.bool_()), "segments": ids, "lost": ids,
-            "label": pyarrow.int64(), "labels": pyarrow.list_(pyarrow.float64()), "span": ids,
+            "left_out": pyarrow.int32(), "label": pyarrow.int64(), "labels": pyarrow.list_(pyarrow.float64()), "span": ids,
             "places": pyarrow.list_(place), "answer": ids,
         }
     )  # fmt: skip
@@ -192,7 +194,8 @@ def _weigh(row: Row) -> int:
 
 def _pack(row: Row) -> dict[str, Any]:
     packed: dict[str, Any] = {
-        "kind": _KINDS.index(type(row)), "ids": row.ids, "trained": row.trained, "segments": row.segments, "lost": row.lost
+        "kind": _KINDS.index(type(row)), "ids": row.ids, "trained": row.trained, "segments": row.segments, "lost": row.lost,
+        "left_out": row.left_out,
     }  # fmt: skip
     if isinstance(row, LabelRow):
         packed["labels" if isinstance(row.label, tuple) else "label"] = row.label
@@ -214,4 +217,6 @@ def _unpack(packed: Mapping[str, Any]) -> Row:
         more["places"] = [place and (place["start"], place["end"]) for place in packed["places"]]
     elif kind is AnswerRow:
         more["answer"] = packed["answer"]
-    return kind(packed["ids"], packed["trained"], packed["segments"], packed["lost"], **more)
+    return kind(
+        packed["ids"], packed["trained"], packed["segments"], packed["lost"], packed["left_out"], **more
+    )  # fmt: skip

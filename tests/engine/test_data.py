@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,9 @@ def test_what_becomes_of_a_conversation_that_is_too_long(llama: Path) -> None:
         assert spell(len(whole.ids), way) == [whole]
     assert spell(len(whole.ids) - 1, "cut")[0].ids == whole.ids[:-1]
     # The system prompt stays in front; as much of the end as has room.
-    assert spell(len(whole.ids) - 1, "oldest") == [last_two]
-    assert spell(len(last_two.ids), "oldest") == [last_two]
-    assert spell(len(last_two.ids) - 1, "oldest") == [parts[2]]
+    assert spell(len(whole.ids) - 1, "oldest") == [replace(last_two, left_out=len(whole.ids) - len(last_two.ids))]
+    assert spell(len(last_two.ids), "oldest") == [replace(last_two, left_out=len(whole.ids) - len(last_two.ids))]
+    assert spell(len(last_two.ids) - 1, "oldest") == [replace(parts[2], left_out=len(whole.ids) - len(parts[2].ids))]
     # Every exchange is in one row, in as few rows as hold them.
     first_two = free.spell_conversation(system + turns(*said[:4]), "answers")[0]
     assert spell(len(whole.ids) - 1, "split") == [first_two, parts[2]]
@@ -249,7 +250,9 @@ def test_what_becomes_of_a_conversation_that_is_too_long(llama: Path) -> None:
     open_ended = (*talk, Message("user", "colour"))
     assert spell(longest, "split", open_ended) == parts
     assert [row.ids for row in spell(5, "oldest", open_ended)] == [parts[2].ids[:5]]
-    assert spell(len(whole.ids) - 1, "oldest", open_ended) == [last_two]
+    assert spell(len(whole.ids) - 1, "oldest", open_ended) == [
+        replace(last_two, left_out=len(whole.ids) - len(last_two.ids))
+    ]
 
 
 def test_raw_text_begins_and_ends(llama: Path) -> None:
