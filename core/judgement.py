@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import regex
@@ -24,31 +25,43 @@ _ASCII_SEPARATORS = "".join(char for char in map(chr, range(128)) if _SEPARATORS
 Flags = dict[int, list[str]]
 """Example -> the names of what is wrong with it, as `core.findings` has them; those that are fine are not in it."""
 
+_SAY_EVERY = 1000
+
 LEAVABLE = ("duplicate", "overlap", "conflict", "mojibake")
 """What rows can be left out for."""
 
 
-def judge(data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int]) -> tuple[Flags, Flags]:
+def judge(
+    data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int], tell: Callable[[int], None] | None = None
+) -> tuple[Flags, Flags]:
     """Look at every example that is trained on, and at those of `held` (often `data` itself) that are set aside.
 
     An evaluation row that is trained on has an overlap; of rows that are alike, and of inputs with different labels, all
     but the first are named.
 
+    Args:
+        tell: is told how many have been looked at, now and then; what it raises ends the looking.
+
     Returns:
         The flags of `data` and those of `held`: the same dictionary when these are the same.
     """
-    look = _Look()
+    look, done = _Look(), itertools.count(1)
+
+    def note(flags: Flags, dataset: Dataset, index: int, aside: bool) -> None:
+        if found := look.judge(dataset.examples[index], aside):
+            flags[index] = found
+        if (count := next(done)) % _SAY_EVERY == 0 and tell:
+            tell(count)
+
     if aside:
         look.trained = {content_key(data.examples[index]) for index in train}
     own: Flags = {}
     others = own if held is data else {}
     is_aside = set(aside) if held is data else set()
     for index in sorted([*train, *is_aside]):
-        if flags := look.judge(data.examples[index], index in is_aside):
-            own[index] = flags
+        note(own, data, index, index in is_aside)
     for index in () if held is data else aside:
-        if flags := look.judge(held.examples[index], True):
-            others[index] = flags
+        note(others, held, index, True)
     return own, others
 
 

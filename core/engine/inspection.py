@@ -27,7 +27,7 @@ from core.engine.model import end_token_ids, load_tokenizer, longest_input, padd
 from core.engine.rows import Spelled, order_rows, spell_each
 from core.findings import KINDS, SEVERITIES, Finding
 from core.formats import Example
-from core.judgement import LEAVABLE, texts_of
+from core.judgement import LEAVABLE, Flags, texts_of
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
 from core.objectives import AnswerRow, Objective, Row
@@ -183,7 +183,7 @@ class _Look:
         self.writes = writes = material.objective.model_kind == "causal_lm"
         self.special = re.compile("|".join(map(re.escape, special))) if special and writes else None
         self.special_starts = {text[0] for text in special}
-        self.flags = material.judge()
+        self.flags: tuple[Flags, Flags] = ({}, {})
         self.table = _Table()
         self.first: Row | None = None
 
@@ -200,6 +200,9 @@ class _Look:
             parts.append((self.material.held, range(len(self.material.held.examples)), field))
         if tell:
             tell(0, self.total)
+        # The first look is the shorter one.
+        first = self.total // 5
+        self.flags = self.material.judge((lambda count: tell(count // 5, self.total)) if tell else None)
         done, said = 0, time.monotonic()
         for dataset, indices, source in parts:
             for index, spelled in spell_each(dataset, indices, objective, self.tokens, data, source):
@@ -211,7 +214,7 @@ class _Look:
                 if len(self.table) >= BATCH:
                     yield self.table.take()
                 if tell and time.monotonic() - said > _SAY_EVERY:
-                    tell(done, self.total)
+                    tell(first + done * 4 // 5, self.total)
                     said = time.monotonic()
         yield self.table.take()
         if tell:

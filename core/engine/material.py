@@ -65,12 +65,12 @@ class Material:
         material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
         return material.without(config.data.leave_out) if config.data.leave_out else material
 
-    def judge(self) -> tuple[Flags, Flags]:
+    def judge(self, tell: Callable[[int], None] | None = None) -> tuple[Flags, Flags]:
         """What is wrong with the examples of `data` and of `held`, those that were left out among them."""
         train, aside = (
             sorted([*kept, *left]) for kept, left in zip((self.train, self.aside), self.left_out, strict=True)
         )
-        return judge(self.data, train, self.held, aside)
+        return judge(self.data, train, self.held, aside, tell)
 
     def without(self, flags: Collection[str]) -> Material:
         """The same without the examples that have any of these flags.
