@@ -12,21 +12,20 @@ import secrets
 import shutil
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core import formats, readers, sources
 from core.examples import keep_examples
 from core.formats import Example, Recognition
-from core.judgement import content_key
 from core.problem import Problem
 from core.readers import BadRow, Entry, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
 
 __all__ = [
-    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "find_overlap", "has_eval_files", "import_file", "load",
+    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "has_eval_files", "import_file", "load",
     "looks_like_hub_id", "read_rows", "split",
 ]  # fmt: skip
 
@@ -55,13 +54,12 @@ class Dataset:
     @property
     def labels(self) -> list[str] | None:
         """The label of each example, None unless every one has exactly one."""
-        found = [example.labels[0] for example in self.examples if example.labels and len(example.labels) == 1]
-        return found if len(found) == len(self.examples) else None
-
-    def chosen(self, indices: Iterable[int]) -> Dataset:
-        """The same with these examples alone."""
-        indices = list(indices)
-        return replace(self, examples=[self.examples[i] for i in indices], numbers=[self.numbers[i] for i in indices])
+        found = []
+        for example in self.examples:
+            if not example.labels or len(example.labels) != 1:
+                return None
+            found.append(example.labels[0])
+        return found
 
     @property
     def reason(self) -> str:
@@ -185,17 +183,6 @@ def _share(count: int, sizes: Sequence[int], draw: random.Random) -> list[int]:
             for group in able[:left]:
                 shares[group] += 1
     return shares
-
-
-def find_overlap(train: Dataset, held: Dataset) -> list[tuple[int, int]]:
-    """Rows that are in both, by content: the number of the first row of `train` that is as a row of `held`, and its."""
-    first: dict[int, int] = {}
-    for number, example in zip(train.numbers, train.examples, strict=True):
-        first.setdefault(content_key(example), number)
-    pairs = (
-        (first.get(content_key(example)), number) for number, example in zip(held.numbers, held.examples, strict=True)
-    )
-    return [(there, number) for there, number in pairs if there is not None]
 
 
 class _Lead(NamedTuple):

@@ -575,36 +575,6 @@ def test_labels_of_a_data_set(write: Any) -> None:
     assert dataset.load(write("c.jsonl", ROW)).labels is None
 
 
-# ---- overlap --------------------------------------------------------------------------------------------------------
-
-
-def test_rows_that_are_in_both_are_found_by_content(write: Any) -> None:
-    train = dataset.load(write("a.jsonl", ROW.replace("Hi", "Ho") + "{oops\n" + ROW + ROW))
-    held = dataset.load(write("b.jsonl", ROW.replace("Hi", " HI\\n") + ROW.replace("Hello", "Hell o") + ROW))
-    assert dataset.find_overlap(train, held) == [(3, 1), (3, 3)]
-    assert dataset.find_overlap(held, train) == [(1, 3), (1, 4)]
-    assert dataset.find_overlap(train.chosen([0]), held) == []
-    assert dataset.find_overlap(train.chosen([2]), held.chosen([1, 2])) == [(4, 3)]
-
-
-def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:
-    train = dataset.load(write("a.csv", "text,label\nSTRASSE  is\tcafe\u0301,a\nother,a\n"))
-    held = dataset.load(write("b.csv", "text,label\nstra\u00dfe is café,b\nthe other,a\n"))
-    assert dataset.find_overlap(train, held) == [(1, 1)]
-    texts = dataset.load(write("c.txt", "Other\n"))
-    assert dataset.find_overlap(train, texts) == [(2, 1)]
-
-
-def test_a_question_is_the_same_with_another_answer_and_not_about_another_text(write: Any) -> None:
-    asked = '{"context": "%s", "question": "Who?", "answers": ["%s"]}\n'
-    train = dataset.load(write("a.jsonl", asked % ("Ann and Bo", "Ann")))
-    held = dataset.load(write("b.jsonl", asked % ("Ann and Bo", "Bo") + asked % ("Ann and Cy", "Ann")))
-    assert dataset.find_overlap(train, held) == [(1, 1)]
-    # Where one text ends and the next begins makes a difference.
-    turned = dataset.load(write("c.jsonl", '{"context": "and Bo", "question": "Who? Ann", "answers": ["Bo"]}\n'))
-    assert dataset.find_overlap(train, turned) == []
-
-
 # ---- hub ------------------------------------------------------------------------------------------------------------
 
 
