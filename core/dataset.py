@@ -31,7 +31,7 @@ class Dataset:
     """Rows turned into examples.
 
     `examples[i]` is row `numbers[i]` of the file (from 1); `rows` counts all rows of the file, good and bad; `bad` are
-    the rows that are no example, each with what is wrong. Several files are counted through, as if they were one.
+    the rows that are no example, each with what is wrong; what is in neither, the format leaves out. Several files are counted through, as if they were one.
     """
 
     examples: Sequence[Example]
@@ -88,8 +88,10 @@ def load(
     for file, recognition in zip(files, recognitions, strict=True):
         for index, number in enumerate(file.rows.numbers):
             try:
-                examples.append(recognition.format.read(file.rows[index], recognition.columns))
-                numbers.append(number + file.before)
+                example = recognition.format.read(file.rows[index], recognition.columns)
+                if example is not None:
+                    examples.append(example)
+                    numbers.append(number + file.before)
             except Problem as problem:
                 bad.append(file.place(BadRow(number, file.rows.line(index), problem)))
             except (RecursionError, ValueError) as error:
@@ -98,6 +100,11 @@ def load(
     dataset = Dataset(examples, numbers, recognitions[0], files[-1].before + files[-1].count, bad)
     if strict or not examples:
         Problem.raise_all(dataset.problems(field))
+    if not examples:
+        raise Problem(
+            "The format {format} leaves every row out.", "{rows} rows were read.", "Choose another format, or other data.",
+            field="data.format", format=dataset.format, rows=dataset.rows,
+        )  # fmt: skip
     return dataset
 
 

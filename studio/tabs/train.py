@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import fit, methods, objectives, presets, runs
+from core import fit, formats, methods, objectives, presets, runs
 from core.config import Config
 from core.dataset import Dataset
 from core.problem import Problem
@@ -458,6 +458,8 @@ def _check_fit(words: Language, task: str, data: Dataset) -> None:
     objective, first = objectives.find(task), data.examples[:_LOOKED_AT]
     if not first or any(objective.fits(example) for example in first):
         return
+    if first[0].judged:
+        raise _named_format(words, objectives.refuse(task, first[0]))
     able = [words.text(objectives.find(name).title) for name in objectives.fitting(first[0])]
     raise Problem(
         "The task {task} cannot learn from these rows.",
@@ -466,6 +468,14 @@ def _check_fit(words: Language, task: str, data: Dataset) -> None:
         field="task",
         task=words.text(objective.title),
         tasks=" · ".join(able),
+    )
+
+
+def _named_format(words: Language, problem: Problem) -> Problem:
+    """The problem with a format's title where its name stands."""
+    title = words.text(formats.find(problem.facts["format"]).title)
+    return Problem(
+        problem.what, problem.there_is, problem.to_do, field=problem.field, **problem.facts | {"format": title}
     )
 
 
@@ -500,8 +510,6 @@ def _step(knob: Knob) -> float:
 
 def _choice_title(words: Language, knob: Knob, choice: str) -> str:
     if knob.key == "data.format" and choice != "auto":
-        from core import formats
-
         return words.text(formats.find(choice).title)
     key = f"train.choice_{choice}"
     return words.t(key) if key in languages.keys(words.code) else choice  # bfloat16 is called so in every language
