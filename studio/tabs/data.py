@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 import secrets
 from collections import Counter
 from typing import Any
 
 import gradio as gr
 
-from core import dataset, formats, objectives
+from core import dataset, formats, objectives, proposals
 from core.dataset import Dataset
-from core.formats import Example
+from core.formats import Example, Message
 from core.problem import Problem
+from core.proposals import Proposal
 from studio import report, shelf
 from studio.form import short_name
 from studio.inspector import Inspector
@@ -29,6 +31,11 @@ _QUICK = {"queue": False, "show_progress": "hidden"}
 _SLOTS = 6
 _FIRST = "sample:style"
 _LONGEST_TURN = 4000
+_MOST_TURNS = 60
+_CLICK = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-way]');
+  if (button) trigger('select', {...button.dataset});
+});"""
 
 
 def build(page: Page) -> None:
@@ -65,6 +72,7 @@ class _Data:
         )
         self.trouble = gr.HTML()
         self.recognised = gr.HTML()
+        self.ways = gr.HTML(js_on_load=_CLICK, elem_id="data-ways")
         with gr.Accordion(words.t("data.reading"), open=False, elem_classes=["group"]) as self.reading:
             listed = [
                 (words.t("data.auto"), "auto"),
@@ -99,6 +107,7 @@ class _Data:
             self.pick,
             self.trouble,
             self.recognised,
+            self.ways,
             self.format,
             self.format_about,
             self.reading,
@@ -129,6 +138,9 @@ class _Data:
             )
         # Gradio tells of a changed State by its queue alone.
         self.use.click(self._use, inputs=[self.view], outputs=[self.page.data, self.page.tabs], show_progress="hidden")
+        self.ways.select(
+            self._take_way, inputs=[self.view], outputs=[*self._shown, self.page.data], show_progress="hidden"
+        )
         self.page.blocks.load(self._open, inputs=[self.view], outputs=self._shown, **slow)
 
     # --- handlers -----------------------------------------------------------------------------------------------------
@@ -179,11 +191,23 @@ class _Data:
     def _use(self, view: Any) -> Updates:
         source, format, columns, _ = _read(view)
         data = shelf.remembered(source, format, columns)
-        if data is None:
+        if data is None or data.examples[0].judged:
             return gr.skip()
-        tasks = list(objectives.fitting(data.examples[0]))
-        chosen = {"train": source, "format": format, "columns": columns, "tasks": tasks, "press": secrets.token_hex(4)}
-        return {self.page.data: chosen, self.page.tabs: self.page.go("train")}
+        return {self.page.data: _handed(source, format, columns, data), self.page.tabs: self.page.go("train")}
+
+    def _take_way(self, view: Any, event: gr.EventData) -> Updates:
+        """A way to read the rows was pressed: they are read so, here and in Train."""
+        source, format, columns, row = _read(view)
+        told = event._data if isinstance(event._data, dict) else {}
+        ways = _find_ways(source, format, columns)
+        number = told.get("way")
+        if not isinstance(number, str) or not re.fullmatch(r"[0-9]", number) or int(number) >= len(ways):
+            return gr.skip()
+        way = ways[int(number)]
+        format, columns = way.format, dict(way.columns)
+        updates = self._look(source, format, columns, row)
+        data = shelf.remembered(source, format, columns)
+        return updates | ({self.page.data: _handed(source, format, columns, data)} if data else {})
 
     def _look(self, source: str, format: str = "auto", columns: dict[str, str] | None = None, row: int = 0) -> Updates:
         columns = columns or {}
@@ -200,17 +224,19 @@ class _Data:
         return updates | {
             self.trouble: "",
             self.recognised: _recognised(self.words, data, source),
+            self.ways: _judged(self.words, data),
             self.format_about: f"<p class='quiet'>{report.escape(self.words.text(data.recognition.format.about))}</p>",
             **self._slots(data.format, data.recognition.columns, _all_columns(data)),
             self.preview: _conversation(self.words, data, row),
             self.findings: _findings(self.words, data),
-            self.use: gr.update(interactive=True),
+            self.use: gr.update(interactive=not data.examples[0].judged),
         }
 
     def _refused(self, source: str, format: str, columns: dict[str, str], problem: Problem) -> Updates:
         """What is wrong, with the columns still at hand when they are what has to be changed."""
         there: list[str] = []
         unknown = any(part.field == "data.columns" for part in problem.parts) and not columns
+        ways = self._offer(source, format, columns, problem)
         try:
             if any(part.field in ("data.columns", "data.format") for part in problem.parts):
                 there = list(dataset.read_rows(source, limit=formats.SAMPLE).columns)
@@ -226,12 +252,22 @@ class _Data:
             self.reading: gr.update(open=bool(there)),
             self.trouble: report.problems(self.words, problem.parts),
             self.recognised: "",
+            self.ways: ways,
             self.format_about: f"<p class='quiet'>{report.escape(self.words.text(about.about))}</p>" if about else "",
             **self._slots(format if there else "", columns, there),
             self.preview: f"<p class='quiet center'>{report.escape(self.words.t('data.no_preview'))}</p>",
             self.findings: "",
             self.use: gr.update(interactive=False),
         }
+
+    def _offer(self, source: str, format: str, columns: dict[str, str], problem: Problem) -> str:
+        """What the rows could be instead, a button each."""
+        is_ours = any(part.field in ("data.columns", "data.format") for part in problem.parts)
+        ways = _find_ways(source, format, columns) if is_ours else []
+        if not ways:
+            return ""
+        buttons = "".join(_way(number, _say(self.words, way)) for number, way in enumerate(ways))
+        return f"<div class='note'><p>{report.escape(self.words.t('data.ways'))}</p><div class='ways'>{buttons}</div></div>"
 
     def _slots(self, format: str, chosen: Any, there: list[str]) -> Updates:
         roles = _roles(format) if format in formats.formats() else []
@@ -284,6 +320,45 @@ def _looked_at(view: Any) -> tuple[Dataset | None, dict[str, Any]]:
     }
 
 
+def _handed(source: str, format: str, columns: dict[str, str], data: Dataset) -> dict[str, Any]:
+    """What Train is given."""
+    tasks = list(objectives.fitting(data.examples[0]))
+    return {"train": source, "format": format, "columns": columns, "tasks": tasks, "press": secrets.token_hex(4)}
+
+
+def _find_ways(source: str, format: str, columns: dict[str, str]) -> list[Proposal]:
+    """How rows can be read that cannot be trained on as they are, or cannot be read."""
+    data = shelf.remembered(source, format, columns)
+    if data is not None:
+        alone = "good" if data.examples[0].rejected is None else "chosen"
+        return [Proposal(alone, columns)] if data.examples[0].judged else []
+    try:
+        rows = dataset.read_rows(source, limit=formats.SAMPLE) if shelf.is_here(source) else []
+    except Problem:
+        return []
+    return proposals.propose(rows, format, columns)
+
+
+def _way(number: int, says: str) -> str:
+    return f"<button type='button' class='way' data-way='{number}'>{report.escape(says)}</button>"
+
+
+def _say(words: Language, way: Proposal) -> str:
+    mapped = ", ".join(f"{role} = {column}" for role, column in way.columns.items())
+    return words.t("data.way", format=words.text(formats.find(way.format).title), columns=mapped[:120])
+
+
+def _judged(words: Language, data: Dataset) -> str:
+    """That rows which judge answers can only be looked at, and what can be trained on instead."""
+    example = data.examples[0]
+    if not example.judged:
+        return ""
+    problem = objectives.refuse("chat", example)
+    said = f"{words.text(problem.what)} {words.text(problem.there_is)}"
+    button = _way(0, words.t("data.way_good" if example.rejected is None else "data.way_chosen"))
+    return f"<div class='note warn' role='status'><p>{report.escape(said)}</p><div class='ways'>{button}</div></div>"
+
+
 def _roles(format: str) -> list[str]:
     one = formats.find(format)
     return [*one.needs, *one.may][:_SLOTS]
@@ -316,6 +391,8 @@ def _conversation(words: Language, data: Dataset, row: int) -> str:
 
 
 def _turns(words: Language, example: Example) -> list[str]:
+    if example.judged:
+        return _compared(words, example)
     if example.labels is not None:
         return _labelled(words, example)
     if example.question is not None:
@@ -327,13 +404,43 @@ def _turns(words: Language, example: Example) -> list[str]:
         ]
     if example.text is not None:
         return [_turn(words.t("data.learned_text"), _cut(words, example.text), "text learned")]
+    return [_spoken(words, message, learned=message.role == "assistant") for message in example.messages[:_MOST_TURNS]]
+
+
+def _spoken(words: Language, message: Message, learned: bool = False) -> str:
+    who = words.t(f"data.role_{message.role}")
+    return _turn(who, _cut(words, message.content), message.role, words.t("data.learned") if learned else "")
+
+
+def _compared(words: Language, example: Example) -> list[str]:
+    """What was asked, and the answers to it side by side, or the one with what was thought of it; nothing is learned."""
+    said = _said(example)
+    if example.rejected is None:
+        kind = "good" if example.good else "bad"
+        shown = [_spoken(words, message) for message in said[:-1]]
+        return [*shown[-_MOST_TURNS:], _answer(words, said[-1:], kind)]
+    other = _said(example.rejected)
+    alike = next((n for n, (left, right) in enumerate(zip(said, other, strict=False)) if left != right), None)
+    # An answer that is the beginning of the other, or the same, is shown all the same.
+    alike = min(len(said), len(other)) - 1 if alike is None else alike
+    answers = _answer(words, said[alike:], "chosen") + _answer(words, other[alike:], "rejected")
     return [
-        _turn(
-            words.t(f"data.role_{message.role}"), _cut(words, message.content), message.role,
-            words.t("data.learned") if message.role == "assistant" else "",
-        )
-        for message in example.messages[:60]
-    ]  # fmt: skip
+        *(_spoken(words, message) for message in said[:alike][-_MOST_TURNS:]),
+        f"<div class='versus'>{answers}</div>",
+    ]
+
+
+def _said(example: Example) -> tuple[Message, ...]:
+    return example.messages or (Message("assistant", example.text or ""),)
+
+
+def _answer(words: Language, turns: tuple[Message, ...], kind: str) -> str:
+    """One of the answers of a judged row; more than one turn where the answers part earlier."""
+    first = turns[0].role == "assistant"
+    head = report.escape(words.t(f"data.{kind}_answer"))
+    says = _cut(words, turns[0].content) if first else ""
+    shown = f"<div class='turn answered {kind}'><span class='who'>{head}</span><p>{says}</p></div>"
+    return f"<div>{shown}{''.join(_spoken(words, turn) for turn in turns[first:][:_MOST_TURNS])}</div>"
 
 
 def _labelled(words: Language, example: Example) -> list[str]:
@@ -379,7 +486,16 @@ def _findings(words: Language, data: Dataset) -> str:
     # What is read at once, such as a question about a text, has no turns to count.
     turns = [len(example.messages) for example in some if example.messages and example.pair() is None]
     lengths = sorted(map(_count_characters, some))
-    rows = [(words.t("data.rows"), f"{data.rows:,}"), (words.t("data.good_rows"), f"{len(data.examples):,}")]
+    rows = [(words.t("data.rows"), f"{data.rows:,}")]
+    if data.examples[0].judged:
+        rows.append((words.t("data.read_rows"), f"{len(data.examples):,}"))
+    else:
+        rows.append((words.t("data.good_rows"), f"{len(data.examples):,}"))
+    if left_out := data.rows - len(data.examples) - len(data.bad):
+        rows.append((words.t("data.left_out"), f"{left_out:,}"))
+    if data.examples[0].good is not None:
+        good = sum(bool(example.good) for example in data.examples)
+        rows.append((words.t("data.judged_rows"), f"{good:,} · {len(data.examples) - good:,}"))
     if turns:
         rows.append((words.t("data.turns"), f"{sum(turns) / len(turns):.1f}"))
     if counts := Counter(label for example in data.examples for label in example.labels or ()):

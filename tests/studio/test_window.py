@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from core import methods, runs
+from core import formats, methods, runs
 from core.config import Config
 from core.runs import Run
 from studio import language, report, tabs, window
@@ -173,6 +173,98 @@ def test_data_offers_the_columns_of_a_shape_that_it_does_not_know(draw: Any, hom
     assert answer[tab.columns[0]]["visible"] is True and ("Frage", "Frage") in answer[tab.columns[0]]["choices"]
     answer = tab._choose_columns(answer[tab.view], "Frage", "Antwort", None, None, None, None)
     assert answer[tab.trouble] == "" and "&lt;b&gt;zwei&lt;/b&gt;" in answer[tab.preview]
+
+
+def _press(tab: Any, view: Any, way: Any = "0") -> Any:
+    return tab._take_way(view, gr.EventData(None, {"way": way}))
+
+
+def test_data_proposes_what_unknown_columns_could_be(draw: Any, home: Path) -> None:
+    tab, train = draw(data_tab._Data, "zh"), draw(train_tab._Train)
+    file = home / "mine.csv"
+    rows = "".join(f"The <b>ball</b> number {n} was in the net,{'sport' if n % 2 else 'other'}\n" for n in range(9))
+    file.write_text("body,group\n" + rows, encoding="utf-8")
+    answer = tab._pick(str(file))
+    assert "无法识别这些行的形式" in answer[tab.trouble]
+    assert "data-way='0'>带标签的文本：text = body, label = group<" in answer[tab.ways]
+    view = answer[tab.view]
+    answer = _press(tab, view)
+    assert answer[tab.trouble] == "" == answer[tab.ways] and "label-chip'>other<" in answer[tab.preview]
+    assert answer[tab.view] == {
+        "source": str(file),
+        "format": "labels",
+        "columns": {"text": "body", "label": "group"},
+        "row": 0,
+    }
+    filled = train._take_data(answer[tab.page.data], *_entries(train, Form.fresh()))
+    assert filled[train.boxes["data.format"]] == "labels" and filled[train.memory]["task"] == "classification"
+    assert filled[train.boxes["data.columns"]] == "text = body\nlabel = group"
+    for nonsense in (*NONSENSE, "9", "00", "-1"):
+        assert _press(tab, view, nonsense) == gr.skip() == tab._take_way(view, gr.EventData(None, nonsense))
+        _press(tab, nonsense)
+
+
+def test_data_proposes_the_column_that_a_chosen_format_lacks(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    view = tab._pick(
+        _write(home / "a.jsonl", *[{"instruction": f"Say {n}", "said": f"It is so {n}"} for n in range(5)])
+    )
+    answer = tab._choose_format(view[tab.view], "alpaca")
+    assert "needs a column for output" in answer[tab.trouble] and "output = said" in answer[tab.ways]
+    answer = _press(tab, answer[tab.view])
+    assert answer[tab.page.data]["format"] == "alpaca" and "It is so 0" in answer[tab.preview]
+
+
+CHOSEN = [{"prompt": f"<i>Hi</i> {n}", "chosen": f"Hello {n}", "rejected": f"Go {n}"} for n in range(20)]
+JUDGED = [{"prompt": f"Hi {n}", "completion": f"Hello {n}", "label": n % 4 > 0} for n in range(20)]
+
+
+@pytest.mark.parametrize(("rows", "alone", "left"), [(CHOSEN, "chosen", 20), (JUDGED, "good", 15)])
+def test_judged_rows_are_shown_and_trained_on_after_a_word_alone(
+    draw: Any, home: Path, rows: list[dict[str, Any]], alone: str, left: int
+) -> None:
+    tab, train = draw(data_tab._Data), draw(train_tab._Train)
+    file = _write(home / "judged.jsonl", *rows)
+    answer = tab._pick(file)
+    view = answer[tab.view]
+    assert "is read as" in answer[tab.recognised] and answer[tab.trouble] == ""
+    assert "not possible yet" in answer[tab.ways] and f"the {alone} answers alone" in answer[tab.ways]
+    assert "learned" not in answer[tab.preview] and "<i>" not in answer[tab.preview]
+    assert answer[tab.use]["interactive"] is False and tab._use(view) == gr.skip()
+    # In Train, too, nothing begins without the word, and it is said beside the field.
+    form = Form.fresh()
+    form.shown["data.train"] = file
+    refused = train._start("0123456789abcdef", *_entries(train, form))
+    assert runs.all_runs() == [] and "not possible yet" in refused[train.notes["data.format"]]
+    assert formats.find(alone).title in refused[train.notes["data.format"]]
+    # The word.
+    answer = _press(tab, view)
+    assert answer[tab.use]["interactive"] is True and answer[tab.ways] == ""
+    assert "Hello" in answer[tab.preview] and "learned" in answer[tab.preview] and "Go" not in answer[tab.preview]
+    assert f"<dd>{left}</dd>" in answer[tab.findings]
+    assert ("left out" in answer[tab.findings]) is (left < 20)
+    filled = train._take_data(answer[tab.page.data], *_entries(train, Form.fresh()))
+    form = Form.from_memory(filled[train.memory])
+    train._start("0123456789abcdef", *_entries(train, form))
+    assert [run.config().data.format for run in runs.all_runs()] == [alone]
+
+
+def test_two_answers_stand_side_by_side_and_one_is_marked(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    longer = [*turns, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So <b>it</b> is"}]
+    shown = tab._pick(_write(home / "a.jsonl", {"chosen": longer, "rejected": [*turns, *turns]}))[tab.preview]
+    before, _, answers = shown.partition("class='versus'")
+    assert before.count("class='turn ") == 2 and "And?" not in before
+    chosen, _, rejected = answers.partition("Rejected answer")
+    assert "Chosen answer" in chosen and "And?" in chosen and "So &lt;b&gt;it" in chosen and "Hello" in rejected
+    shown = tab._pick(_write(home / "b.jsonl", {"prompt": "Hi", "chosen": "Same", "rejected": "Same"}))[tab.preview]
+    assert shown.count("Same") == 2
+    shown = tab._pick(_write(home / "c.jsonl", {"chosen": "A story", "rejected": "No story"}))[tab.preview]
+    assert "A story" in shown and "No story" in shown
+    view = tab._pick(_write(home / "d.jsonl", *JUDGED))
+    assert "Bad answer" in view[tab.preview] and "15 · 5" in view[tab.findings]
+    assert "Good answer" in tab._move(view[tab.view], "next")[tab.preview]
 
 
 @pytest.mark.parametrize("value", NONSENSE, ids=[repr(value)[:20] for value in NONSENSE])
