@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import fit, formats, methods, objectives, presets, runs
+from core import fit, formats, methods, objectives, presets, runs, sources
 from core.config import Config
 from core.dataset import Dataset
 from core.problem import Problem
@@ -376,7 +376,9 @@ class _Train:
             moved_from, form = form.task, form.for_task(possible[0])
         updates: Updates = {box: form.shown[id] for id, box in self.boxes.items()}
         # Uploads may have come since the page was drawn; without its choice a path would stand there bare.
-        updates[self.boxes["data.train"]] = gr.update(choices=_data_choices(self.words), value=form.shown["data.train"])
+        updates[self.boxes["data.train"]] = gr.update(
+            choices=_data_choices(self.words, form.shown["data.train"]), value=form.shown["data.train"]
+        )
         updates |= {group: gr.update(visible=name == form.method) for name, group in self.method_groups.items()}
         updates |= {self.size: form.size, self.method: form.method}
         updates |= self._tell(form)
@@ -425,9 +427,10 @@ def _model_choices(words: Language) -> list[tuple[str, str]]:
     return [(words.t("train.playground") if name == "playground" else name, name) for name in shelf.models()]
 
 
-def _data_choices(words: Language) -> list[tuple[str, str]]:
+def _data_choices(words: Language, chosen: Any = "") -> list[tuple[str, str]]:
     built_in = [(words.t("train.sample", title=words.text(title)), source) for source, title in shelf.samples().items()]
-    return built_in + [(short_name(path), str(path)) for path in shelf.uploads()]
+    several = [(short_name(chosen), chosen)] if isinstance(chosen, str) and len(sources.pieces(chosen)) > 1 else []
+    return several + built_in + [(short_name(path), str(path)) for path in shelf.uploads()]
 
 
 def _picker(words: Language) -> str:
