@@ -256,6 +256,14 @@ class Answered(Format):
         "tools": ("tools",),
     }
 
+    def find_columns(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
+        """As every format does; but what is the answer is not its prompt as well, unless a user says so."""
+        found: dict[str, str] = {}
+        for role, column in super().find_columns(rows, columns).items():
+            if role in columns or column not in found.values():
+                found[role] = column
+        return found
+
     def read_answer(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Example:
         """The conversation up to and with the answer that plays `role`; raw text for an answer to nothing.
 

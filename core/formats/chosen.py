@@ -10,7 +10,7 @@ from core.formats.preference import Preference
 
 
 class Chosen(Answered):
-    title = "Preferences: the chosen answers alone"
+    title = "Chosen answers alone (of preferences)"
     about = "As preferences; the chosen answer of each row is learned, and the rejected one is left out."
     because = "The rows have {chosen}, which alone is learned."
     needs = {"chosen": Preference.needs["chosen"]}

@@ -11,7 +11,7 @@ from core.formats.judgement import Judgement
 
 
 class Good(Judgement):
-    title = "Judged answers: the good ones alone"
+    title = "Good answers alone (of judged ones)"
     about = "As judged answers; the good ones are learned, and rows with a bad one are left out."
     because = "The rows have {answer}, learned where {good} says that it is good."
     order = 13

@@ -247,6 +247,13 @@ def test_the_good_answers_alone(row: dict[str, Any]) -> None:
     assert whole.judged and good == (replace(whole, good=None) if whole.good else None)
 
 
+def test_an_answer_is_not_its_own_prompt() -> None:
+    row = {"messages": [TURNS[0], BAD], "label": False, "input": "x"}
+    assert formats.recognise([row]).columns == {"answer": "messages", "good": "label", "input": "input"}
+    said = {"prompt": "messages", "answer": "messages"}
+    assert formats.recognise([row], said).columns == {**said, "good": "label", "input": "input"}
+
+
 def test_judged_rows_under_names_of_their_own() -> None:
     row = {"q": "Hi", "a": "Hello", "b": "Go", "ok": "maybe"}
     found = formats.recognise([row], {"prompt": "q", "chosen": "a", "rejected": "b"})
