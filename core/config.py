@@ -97,14 +97,14 @@ class DataSettings(Settings):
         "Data set",
         "A file or a folder, a built-in sample, or an id on the Hugging Face hub; several with ; between them.",
         min_length=1,
-        max_length=1000,
+        max_length=10_000,
     )
     eval: str | None = knob(
         None,
         "Evaluation data",
         "A separate file to measure on; empty takes the files of a folder that are named for it, else sets rows aside.",
         group="data",
-        max_length=1000,
+        max_length=10_000,
     )
     eval_fraction: float = knob(
         0.05,

@@ -38,7 +38,8 @@ class Dataset:
     """Rows turned into examples.
 
     `examples[i]` is row `numbers[i]` of the file (from 1); `rows` counts all rows of the file, good and bad; `bad` are
-    the rows that are no example, each with what is wrong. Several files are counted through, as if they were one.
+    the rows that are no example, each with what is wrong; what is in neither, the format leaves out. Several files are
+    counted through, as if they were one.
     """
 
     examples: Sequence[Example]
@@ -101,7 +102,7 @@ def load(
                 value = _read_example(entry, recognition)
                 if isinstance(value, Problem):
                     bad.add(count, entry, file.name, value)
-                else:
+                elif value is not None:
                     examples.append(value)
                     numbers.append(count)
                 if tell and count % _SAY_EVERY == 0:
@@ -112,10 +113,16 @@ def load(
     dataset = Dataset(examples, numbers, lead.recognition, count, bad.rows)
     if strict or not examples:
         Problem.raise_all(dataset.problems(field))
+    if not examples:
+        raise Problem(
+            "The format {format} leaves every row out.", "{rows} rows were read.", "Choose another format, or other data.",
+            field="data.format", format=dataset.format, rows=dataset.rows,
+        )  # fmt: skip
     return dataset
 
 
-def _read_example(entry: Entry, recognition: Recognition | None) -> Example | Problem:
+def _read_example(entry: Entry, recognition: Recognition | None) -> Example | Problem | None:
+    """None for a row that the format leaves out."""
     if isinstance(entry.value, Problem) or recognition is None:
         return entry.value  # type: ignore[return-value]  # a file without a good row is recognised as nothing
     try:

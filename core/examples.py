@@ -22,23 +22,24 @@ def _columns() -> pyarrow.Schema:
     import pyarrow as pa
 
     text = pa.string()
-    return pa.schema(
-        {
-            "messages": pa.list_(pa.struct({"role": text, "content": text})), "text": text, "tools": text,
-            "labels": pa.list_(text), "several": pa.bool_(), "question": text, "context": text,
-            "answers": pa.list_(pa.struct({"text": text, "start": pa.int64()})), "source": text, "target": text,
-        }
-    )  # fmt: skip
+    own = {
+        "messages": pa.list_(pa.struct({"role": text, "content": text})), "text": text, "tools": text,
+        "labels": pa.list_(text), "several": pa.bool_(), "question": text, "context": text,
+        "answers": pa.list_(pa.struct({"text": text, "start": pa.int64()})), "source": text, "target": text,
+        "good": pa.bool_(),
+    }  # fmt: skip
+    return pa.schema(own | {"rejected": pa.struct(own)})
 
 
 def _unpack(row: Mapping[str, Any]) -> Example:
-    labels, answers = row["labels"], row["answers"]
+    labels, answers, rejected = row["labels"], row["answers"], row.get("rejected")
     return Example(
         **{
             **row,
             "messages": tuple(Message(**message) for message in row["messages"]),
             "labels": None if labels is None else tuple(labels),
             "answers": None if answers is None else tuple(Answer(**answer) for answer in answers),
+            "rejected": None if rejected is None else _unpack(rejected),
         }
     )
 
@@ -46,4 +47,5 @@ def _unpack(row: Mapping[str, Any]) -> Example:
 def _weigh(example: Example) -> int:
     texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
     turns = sum(200 + len(message.content) for message in example.messages)
-    return 500 + turns + sum(map(len, filter(None, texts)))
+    others = _weigh(example.rejected) if example.rejected else 0
+    return 500 + turns + sum(map(len, filter(None, texts))) + others

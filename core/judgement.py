@@ -99,7 +99,7 @@ def texts_of(example: Example) -> list[str]:
         # Pairs are a conversation, too, and would count twice.
         parts = []
         answers = [message.content for message in example.messages]
-    return [part for part in (*parts, *answers) if part]
+    return [part for part in (*parts, *answers, *(texts_of(example.rejected) if example.rejected else ())) if part]
 
 
 def content_key(example: Example) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from core import dataset, runs, sources
@@ -12,8 +13,9 @@ from core.dataset import Dataset
 from core.model import PLAYGROUND
 from core.problem import Problem
 
-_KEPT = 4
+_KEPT, _KEPT_GLANCES = 4, 500
 _seen: OrderedDict[tuple[object, ...], Dataset] = OrderedDict()
+_glances: OrderedDict[tuple[object, ...], Glance] = OrderedDict()
 _looking = threading.Lock()
 
 
@@ -78,6 +80,31 @@ def look(source: str, format: str = "auto", columns: Mapping[str, str] | None = 
 def remembered(source: str, format: str, columns: Mapping[str, str]) -> Dataset | None:
     """The data set if it was looked at before."""
     return _seen.get((source, sources.stamp(source), format, tuple(sorted(columns.items()))))
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A data set in a few words: its format and rows, or why it cannot be read."""
+
+    format: str = ""
+    rows: int = 0
+    problem: Problem | None = None
+
+
+def glance(source: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> Glance:
+    """What a file is, kept for many files as the rows themselves are for a few."""
+    key = (source, sources.stamp(source), format, tuple(sorted((columns or {}).items())))
+    with _looking:
+        if key not in _glances:
+            try:
+                data = _seen.get(key) or dataset.load(source, format, columns)
+                _glances[key] = Glance(data.format, data.rows)
+            except Problem as problem:
+                _glances[key] = Glance(problem=problem)
+            while len(_glances) > _KEPT_GLANCES:
+                _glances.popitem(last=False)
+        _glances.move_to_end(key)
+        return _glances[key]
 
 
 def models() -> list[str]:

@@ -16,6 +16,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft", "sklearn", "sacrebleu", 
 CORE_TOP = {"regex", "pydantic", "pydantic_core", "yaml", "psutil", "huggingface_hub", "filelock", "safetensors"}
 ALLOWED = [
     # folder, what it may import besides the standard library and itself
+    ("core/likeness.py", {"numpy"}),
     ("core/engine/quantization.py", {"core", "torch", "transformers", "bitsandbytes*"}),
     ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow", "regex"}),
     ("core/engine/rows.py", {"core", "pyarrow"}),

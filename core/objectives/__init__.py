@@ -253,7 +253,23 @@ def fitting(example: Example) -> tuple[str, ...]:
 
 
 def refuse(task: str, example: Example) -> Problem:
-    """Why that task cannot use an example, and which can."""
+    """Why that task cannot use an example, and which can, or how it could be read otherwise."""
+    if example.rejected is not None:
+        return Problem(
+            "This is preference data, and training on preferences (DPO, KTO) is not possible yet.",
+            "Its rows have a chosen and a rejected answer.",
+            "To train on the chosen answers alone, choose the format {format}.",
+            field="data.format",
+            format="chosen",
+        )
+    if example.good is not None:
+        return Problem(
+            "This is preference data, and training on preferences (DPO, KTO) is not possible yet.",
+            "Its rows say of an answer whether it is good.",
+            "To train on the good answers alone, choose the format {format}.",
+            field="data.format",
+            format="good",
+        )
     names = fitting(example)
     return Problem(
         "It is not what the task {task} learns from.",

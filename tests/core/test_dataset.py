@@ -109,16 +109,33 @@ class TestRealData:
                 assert example.context[answer.start :].startswith(answer.text)
 
     def test_preferences(self) -> None:
-        assert "prompt=conversations, completion=chosen" in str(refusal(SHARED / "dpo_en_demo.json"))
-        columns = {"prompt": "conversations", "completion": "chosen"}
-        assert len(dataset.load(SHARED / "dpo_en_demo.json", columns=columns, strict=True).examples) == 299
-        assert "label says which answers are good" in str(refusal(SHARED / "kto_en_demo.json"))
-        assert len(dataset.load(SHARED / "kto_en_demo.json", "messages", strict=True).examples) == 300
+        data = dataset.load(SHARED / "dpo_en_demo.json", strict=True)
+        assert data.format == "preference" and len(data.examples) == 299
+        assert all(one.messages[:-1] == one.rejected.messages[:-1] for one in data.examples)
+        chosen = dataset.load(SHARED / "dpo_en_demo.json", "chosen", strict=True)
+        assert [one.messages for one in chosen.examples] == [one.messages for one in data.examples]
+        data = dataset.load(SHARED / "kto_en_demo.json", strict=True)
+        good = dataset.load(SHARED / "kto_en_demo.json", "good", strict=True)
+        assert (data.format, good.format, good.rows) == ("judgement", "good", 300)
+        assert list(good.numbers) == [n for n, one in zip(data.numbers, data.examples, strict=True) if one.good]
+        assert not good.bad and 0 < len(good.examples) < 300
 
     def test_tools_are_kept(self) -> None:
         data = dataset.load(SHARED / "glaive_toolcall_en_demo.json")
         assert json.loads(data.examples[0].tools)[0]["name"] == "search_recipes"
         assert "tool" in {turn.role for turn in data.examples[0].messages}
+
+
+def test_a_format_that_leaves_every_row_out_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Hi", "completion": "Go", "label": false}\n' * 2)
+    assert len(dataset.load(path).examples) == 2
+    with pytest.raises(Problem, match=r"format good leaves every row out.*2 rows") as caught:
+        dataset.load(path, "good")
+    assert caught.value.field == "data.format"
+    path.write_text(path.read_text() + '{"prompt": "Hi", "completion": "Hello", "label": "true"}\n')
+    data = dataset.load(path, "good", strict=True)
+    assert (data.rows, list(data.numbers), data.bad) == (3, [3], [])
 
 
 def test_every_built_in_sample_is_read_whole() -> None:

@@ -24,6 +24,8 @@ EXAMPLES = [
     Example(question="Who?", context="Ann.", answers=(Answer("Ann", 0), Answer("nobody"))),
     Example(question="Who?", context="Ann.", answers=()),
     Example(source="cat", target="Katze"),
+    Example(text="better", rejected=Example(text="worse", labels=())),
+    Example((Message("user", "Hi"), Message("assistant", "Go away")), good=False),
 ]
 
 
