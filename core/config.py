@@ -148,10 +148,10 @@ class DataSettings(Settings):
         "Their end is cut, their oldest turns are left out, they are split between turns into several, or they are dropped. Plain text always goes on in the next row.",
         group="data",
     )
-    leave_out: list[Literal["duplicate", "overlap", "conflict", "mojibake"]] = knob(
+    leave_out: list[Literal["duplicate", "near_duplicate", "overlap", "near_overlap", "conflict", "mojibake"]] = knob(
         [],
         "Rows to leave out",
-        "Rows that an inspection finds are neither trained on nor measured on: duplicate, overlap, conflict or mojibake, one a line.",
+        "Rows that an inspection finds are neither trained on nor measured on: duplicate, near_duplicate, overlap, near_overlap, conflict or mojibake, one a line.",
         group="data",
         max_length=10,
     )

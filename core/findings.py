@@ -61,6 +61,11 @@ KINDS: dict[str, Kind] = {
         "Rows of the evaluation data that are trained on, too: {count}.",
         "The evaluation would praise what was learned by heart. Remove duplicates, or choose other evaluation data.",
     ),
+    "near_overlap": Kind(
+        "warn",
+        "Rows of the evaluation data that are nearly the same as one that is trained on: {count}.",
+        "The evaluation would praise what was learned by heart. Leave them out, or choose other evaluation data.",
+    ),
     "conflict": Kind(
         "warn",
         "Rows with the input of another and a different label: {count}.",
@@ -80,6 +85,11 @@ KINDS: dict[str, Kind] = {
         "note",
         "Rows that repeat one before, but for case, spaces and punctuation: {count}.",
         "They count twice or more often. Remove them unless that is meant.",
+    ),
+    "near_duplicate": Kind(
+        "note",
+        "Rows that are nearly the same as one before: {count}.",
+        "They count nearly twice or more often. Leave them out unless that is meant.",
     ),
     "unlearned_label": Kind(
         "warn",

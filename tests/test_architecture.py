@@ -29,6 +29,7 @@ ALLOWED = [
     ("core/__main__.py", {"core"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
     ("core/sources.py", {"core", "datasets"}),
+    ("core/judgement.py", {"core", "numpy", "regex"}),
     ("core/spool.py", {"core.problem", "core.runs", "pyarrow"}),
     ("core/examples.py", {"core.formats", "core.spool", "pyarrow"}),
     ("core", {"core", *CORE_TOP}),

@@ -69,7 +69,12 @@ def test_repeated_contradicted_and_garbled_rows_of_one_set(write: Any) -> None:
     assert own is same == {1: ["duplicate"], 3: ["duplicate"], 4: ["mojibake"], 5: ["duplicate", "conflict"]}
     # What is set aside repeats nothing: it is trained on elsewhere, or not.
     own, _ = judge(data, [0, 2, 4], data, [1, 3, 5])
-    assert own == {4: ["mojibake"], 5: ["overlap", "conflict"]}
+    assert own == {
+        1: ["near_overlap"],
+        3: ["near_overlap"],
+        4: ["mojibake"],
+        5: ["overlap", "conflict"],
+    }
 
 
 def test_whoever_asked_can_end_it(write: Any) -> None:
@@ -83,3 +88,20 @@ def test_whoever_asked_can_end_it(write: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         judge(data, range(2500), data, [], tell)
     assert told == [1000, 2000]
+
+
+def test_rows_that_are_nearly_the_same(write: Any) -> None:
+    words = [f"word{n}" for n in range(400)]
+    texts = [" ".join(words[n * 40 : n * 40 + 40]) for n in range(8)]
+    changed = texts[2].replace(words[119], "another")
+    chinese = "昨天夜里下了一场大雨河水涨得很高桥都被淹没了人们只好绕道走山路回家"
+    rows = [*texts, changed, chinese, chinese[:-1] + "村", texts[3].upper() + "!"]
+    data = write("a.jsonl", "\n".join(json.dumps({"text": text}) for text in rows))
+    own, _ = judge(data, range(len(rows)), data, [])
+    assert own == {8: ["near_duplicate"], 10: ["near_duplicate"], 11: ["duplicate"]}
+    # What is set aside is compared with what is trained on, wherever it stands, and not with its like.
+    own, _ = judge(data, [1, 8], data, [2, 9, 10])
+    assert own == {2: ["near_overlap"]}
+    held = write("b.jsonl", json.dumps({"text": changed}) + "\n" + json.dumps({"text": "other"}))
+    own, others = judge(data, [0, 1, 2], held, [0, 1])
+    assert (own, others) == ({}, {0: ["near_overlap"]})
