@@ -31,6 +31,11 @@ KINDS: dict[str, Kind] = {
         "Rows that cannot be read as the others are: {count}.",
         "They are left out. Correct or delete them.",
     ),
+    "judged": Kind(
+        "stop",
+        "Rows that say how good an answer is: {count}.",
+        "Training on preferences (DPO, KTO) is not possible yet. Choose the format chosen or good to learn the good answers alone.",
+    ),
     "unlearned": Kind(
         "stop",
         "Rows of which nothing is learned: {count}.",

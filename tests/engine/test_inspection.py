@@ -235,6 +235,20 @@ def test_rows_are_left_out_for_what_was_found(home: Path, family: Callable[[str]
     assert (started["rows"], started["eval_rows"]) == (20, 1)
 
 
+def test_preferences_are_counted_and_not_trained(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [{"prompt": "what", "chosen": f"the cat {n % 3}", "rejected": "cafÃ©"} for n in range(4)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = look(path, family("llama"), folder=tmp_path / "look", data__eval_fraction=0.0)
+    found = {one["name"]: (one["severity"], one["count"], one["rows"]) for one in report["findings"]}
+    assert found["judged"] == ("stop", 4, [1, 2, 3, 4]) and found["duplicate"][2] == [4] and found["mojibake"][1] == 4
+    assert (report["format"], report["rows"], report["tokens"], report["starts"]) == ("preference", 4, 0, False)
+    assert report["turns"] == {"1": 4} and rows_in(tmp_path / "look") == []
+    done = run_core(home, "check-data", path, "--model", family("llama"), check=False)
+    assert done.returncode == 2 and "[stop] Rows that say how good an answer is: 4." in done.stdout
+    chosen = look(path, family("llama"), data__format="chosen", data__eval_fraction=0.0)
+    assert chosen["starts"] and chosen["train_rows"] == 4
+
+
 def test_nothing_is_left_when_all_is_left_out(family: Callable[[str], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [talk("a", "cafÃ© ole") for _ in range(4)])
     with pytest.raises(Problem, match="No row is left to train on: all have mojibake") as caught:
