@@ -79,6 +79,12 @@ class _Data:
             words.t("data.add"), file_count="multiple", size="sm", visible=False, elem_id="data-more"
         )
         self.left_out = gr.HTML()
+        self.wait = gr.HTML(elem_id="data-wait")
+        self.stop = gr.Button(
+            words.t("data.stop_reading"), variant="stop", size="sm", visible=False, elem_id="data-stop"
+        )
+        # Ticks only while rows are being read.
+        self.clock = gr.Timer(1, active=False)
         self.trouble = gr.HTML()
         self.recognised = gr.HTML()
         self.ways = gr.HTML(js_on_load=_CLICK, elem_id="data-ways")
@@ -117,6 +123,9 @@ class _Data:
             self.listed,
             self.more,
             self.left_out,
+            self.wait,
+            self.stop,
+            self.clock,
             self.trouble,
             self.recognised,
             self.ways,
@@ -156,6 +165,8 @@ class _Data:
             self._take_way, inputs=[self.view], outputs=[*self._shown, self.page.data], show_progress="hidden"
         )
         self.page.blocks.load(self._open, inputs=[self.view], outputs=self._shown, **slow)
+        self.clock.tick(self._look_again, inputs=[self.view], outputs=self._shown, **_QUICK)
+        self.stop.click(self._stop, inputs=[self.view], outputs=self._shown, **_QUICK)
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 
@@ -260,9 +271,23 @@ class _Data:
         data = shelf.remembered(source, format, columns)
         return updates | ({self.page.data: _handed(source, format, columns, data)} if data else {})
 
-    def _look(self, source: str, format: str = "auto", columns: dict[str, str] | None = None, row: int = 0) -> Updates:
+    def _look_again(self, view: Any) -> Updates:
+        """The rows may have been read meanwhile."""
+        return self._look(*_read(view), patience=0)
+
+    def _stop(self, view: Any) -> Updates:
+        source, format, columns, _ = _read(view)
+        shelf.stop(source, format, columns)
+        return self._look(_FIRST)
+
+    def _look(
+        self, source: str, format: str = "auto", columns: dict[str, str] | None = None, row: int = 0, **more: float
+    ) -> Updates:
         columns = columns or {}
         updates: Updates = {
+            self.wait: "",
+            self.stop: gr.update(visible=False),
+            self.clock: gr.Timer(active=False),
             self.view: _view(source, format, columns, row),
             self.pick: gr.update(choices=_choices(self.words, source), value=source),
             self.listed: _files(self.words, source, format, columns),
@@ -271,7 +296,9 @@ class _Data:
             self.format: format if format in formats.formats() else "auto",
         }
         try:
-            data = shelf.look(source, format, columns)
+            data = shelf.look(source, format, columns, **more)
+        except shelf.StillReading as problem:
+            return updates | self._waiting(problem)
         except Problem as problem:
             return updates | self._refused(source, format, columns, problem)
         row %= len(data.examples)
@@ -284,6 +311,21 @@ class _Data:
             self.preview: _conversation(self.words, data, row),
             self.findings: _findings(self.words, data),
             self.use: gr.update(interactive=not data.examples[0].judged),
+        }
+
+    def _waiting(self, problem: Problem) -> Updates:
+        words = self.words
+        said = report.escape(words.text(problem.what, **problem.facts))
+        return {
+            self.wait: f"<p class='quiet' role='status'>{said}</p><div class='bar busy'><span></span></div>",
+            self.stop: gr.update(visible=True),
+            self.clock: gr.Timer(active=True),
+            self.trouble: "",
+            self.recognised: "",
+            self.ways: "",
+            self.preview: f"<p class='quiet center'>{report.escape(words.t('data.wait'))}</p>",
+            self.findings: "",
+            self.use: gr.update(interactive=False),
         }
 
     def _refused(self, source: str, format: str, columns: dict[str, str], problem: Problem) -> Updates:
@@ -449,7 +491,7 @@ def _files(words: Language, source: str, format: str, columns: dict[str, str]) -
             f"<button type='button' class='away' data-away='{number}' aria-label='{label}' title='{label}'>×</button>"
         )
         tone = " class='wrong'" if seen.problem is not None else ""
-        rows = f"{seen.rows:,}" if seen.rows else "–"
+        rows = f"{seen.rows:,}" + ("+" if seen.more else "") if seen.rows else "–"
         lines.append(
             f"<tr><td>{report.escape(name)}</td><td{tone}>{report.escape(what)}</td><td class='number'>{rows}</td><td>{button}</td></tr>"
         )
