@@ -129,7 +129,9 @@ class Metrics:
             if line["event"] == "resumed":
                 # What came after the checkpoint that the run goes on from did not happen.
                 self.steps = [old for old in self.steps if old["step"] <= line["step"]]
-                self.evals = [old for old in self.evals if old["step"] <= line["step"]]
+                # An evaluation that was broken off after that step is made again.
+                evaluated = line.get("evaluated", line["step"])
+                self.evals = [old for old in self.evals if old["step"] <= evaluated]
         elif "eval_loss" in line:
             self.evals.append(line)
         elif "step" in line:

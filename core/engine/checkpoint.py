@@ -46,7 +46,7 @@ def save_checkpoint(
     }
     _save(trained, beside / "trained.safetensors")
     _save(moments, beside / "optimizer.safetensors")
-    _save(_random_states(), beside / "random.safetensors")
+    _save(random_states(), beside / "random.safetensors")
     (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
     manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -106,15 +106,20 @@ def load_checkpoint(
         # AdamW keeps its step count on the CPU and its moments beside the parameter.
         # A copy: what is read from a file stays tied to it, and Windows removes no file that is in use.
         optimizer.state[parameter][kind] = value.clone() if kind == "step" else value.clone().to(parameter.device)
-    random_states = load_file(path / "random.safetensors")
-    torch.set_rng_state(random_states["cpu"].clone())
-    # A run that goes on upon another kind of device has no use for the random state of the first.
-    if _device_key() in random_states:
-        torch.get_device_module().set_rng_state(random_states[_device_key()].clone())
+    restore_random(load_file(path / "random.safetensors"))
     return read_state(path)
 
 
-def _random_states() -> dict[str, torch.Tensor]:
+def restore_random(states: Mapping[str, torch.Tensor]) -> None:
+    """Set the generators of random numbers to what `random_states` found."""
+    torch.set_rng_state(states["cpu"].clone())
+    # A run that goes on upon another kind of device has no use for the random state of the first.
+    if _device_key() in states:
+        torch.get_device_module().set_rng_state(states[_device_key()].clone())
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Where the generators of random numbers are: the CPU's, and the device's where there is one."""
     states = {"cpu": torch.get_rng_state()}
     if torch.accelerator.is_available():
         states[_device_key()] = torch.get_device_module().get_rng_state()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import sys
 import traceback
 from typing import Any
 
 from core.config import Config
+from core.engine.wishes import Interrupted, Wishes
 from core.fit import check_model
 from core.problem import Problem
 from core.runs import ExportConfig, Run
@@ -33,10 +33,13 @@ def work(run: Run) -> dict[str, Any]:
     with run.claim():
         (run.folder / "result.json").unlink(missing_ok=True)
         run.take("resume")
-        for name in ("SIGINT", "SIGTERM"):
-            signal.signal(getattr(signal, name), lambda *_: run.ask("stop"))
+        wishes = Wishes(run)
         try:
-            result = _do(run)
+            with wishes.heard():
+                result = _do(run, wishes)
+        except Interrupted:
+            run.take("stop")
+            result = {"outcome": "stopped"}  # before a first step of this worker: what was saved earlier is still there
         except Problem as problem:
             result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
         except OSError as error:
@@ -72,17 +75,18 @@ def _unforeseen(error: BaseException) -> Problem:
     )
 
 
-def _do(run: Run) -> dict[str, Any]:
+def _do(run: Run, wishes: Wishes) -> dict[str, Any]:
     data = run.config_data()
     if data.get("job") == "export":
         from core.engine.export import export_job
 
         return export_job(run, ExportConfig.model_validate(data))
     config = Config.read(data)
+    wishes.may_break("stop")
     check_model(config)  # before the data is read, which may take long
     from core.engine.loop import train
 
-    return train(run, config)
+    return train(run, config, wishes)
 
 
 def main(run: Run) -> int:

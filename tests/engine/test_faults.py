@@ -1,0 +1,290 @@
+"""Nobody's work is lost: a training that is killed at any instant goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import BuiltinFunctionType, FrameType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core import methods, objectives, runs
+from core.config import Config
+from core.engine import checkpoint as checkpoints
+from core.engine import loop, worker
+from core.runs import Run
+
+TASKS = {
+    "chat": "llama",
+    "text": "qwen3",
+    "classification": "bert",
+    "extractive_qa": "bert",
+    "generative_qa": "gpt2",
+    "seq2seq": "t5",
+}
+#: What the clock and the machine say, which is never twice the same.
+TIMED = {"time", "tokens_per_second", "eta_s", "memory_gb", "seconds"}
+
+
+def row(task: str, number: int) -> dict[str, Any]:
+    """One row of a task; rows of different lengths, so that every micro-batch is another."""
+    words = " ".join(["the cat sat", "on the mat", "sky"][: 1 + number % 3])
+    if task == "classification":
+        return {"text": f"{words} {number}", "label": ("pet", "hue")[number % 2]}
+    if task in ("extractive_qa", "generative_qa"):
+        return {
+            "context": f"{words} qx sat",
+            "question": f"what is {number}",
+            "answers": {"text": ["qx"], "answer_start": [len(words) + 1]},
+        }
+    if task == "seq2seq":
+        return {"source": f"{words} {number}", "target": f"sky {number}"}
+    if task == "text":
+        return {"text": f"{words} {number} {words}"}
+    turns = [{"role": "user", "content": f"what is {number}"}, {"role": "assistant", "content": words}]
+    return {"messages": turns}
+
+
+@pytest.fixture
+def prepare(home: Path, family: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]:
+    """A small run with everything on that could get lost: shuffling, packing, accumulation, early stopping, scores."""
+
+    def make(task: str = "chat", name: str = "", **groups: dict[str, Any]) -> Run:
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(row(task, number)) + "\n" for number in range(14)), encoding="utf-8")
+        settings: dict[str, Any] = {
+            "task": task,
+            "model": {"name": str(family(name or TASKS[task]))},
+            "data": {"train": str(path), "max_length": 48, "stride": 8, "eval_rows": 2, "packing": True},
+            "method": {"name": "lora", "rank": 2, "dropout": 0.2},
+            "train": {
+                "epochs": 3, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 2e-2, "eval_every": 2, "save_every": 3,
+                "early_stopping": 2, "keep": 9,
+            },
+            "samples": {"max_new_tokens": 2, "scored": 2},
+        }  # fmt: skip
+        for group, values in groups.items():
+            settings[group] = values if group == "method" else settings[group] | values
+        return runs.create(Config.read(settings))
+
+    return make
+
+
+def killed_at(run: Run, name: str) -> Run:
+    """What a kill at this instant leaves behind: the folder as it is now, and nobody who works on it."""
+    return Run(Path(shutil.copytree(run.folder, run.folder.parent / name)))
+
+
+def train(run: Run, at: Callable[[dict[str, Any]], str | None] = lambda _: None) -> tuple[Run, list[Run]]:
+    """Train a run to its end; with each line of numbers, `at` may name a copy of what a kill would leave just then."""
+    copies: list[Run] = []
+    write = loop.Log.write
+
+    def watched(self: loop.Log, **facts: Any) -> None:
+        write(self, **facts)
+        if self.folder == run.folder and (name := at(facts)):
+            copies.append(killed_at(run, name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Log, "write", watched)
+        worker.work(run)
+    return run, copies
+
+
+def left_behind(run: Run) -> dict[str, Any]:
+    """All that a finished run leaves, without what the clock says."""
+    metrics, result = run.metrics(), run.result() or {}
+    newest = run.checkpoints()[-1]
+    lines = metrics.steps + metrics.evals
+    return {
+        "result": {key: value for key, value in result.items() if key not in TIMED},
+        "lines": [{key: value for key, value in line.items() if key not in TIMED} for line in lines],
+        "samples": run.samples(),
+        "events": {event["step"]: event["in_a_row"] for event in metrics.events if event["event"] == "not_finite"},
+        "state": {key: value for key, value in checkpoints.read_state(newest).items() if key not in TIMED},
+        "adapter": (run.folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        **{path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))},
+    }
+
+
+def assert_same(one: Run, other: Run) -> None:
+    mine, theirs = left_behind(one), left_behind(other)
+    assert mine.keys() == theirs.keys()
+    assert [key for key in mine if mine[key] != theirs[key]] == []
+
+
+# --- exact --------------------------------------------------------------------------------------------------------------
+
+
+def at_steps(*steps: int) -> Callable[[Mapping[str, Any]], str | None]:
+    """A kill right after these steps."""
+    return lambda facts: f"killed-{facts['step']}" if "loss" in facts and facts["step"] in steps else None
+
+
+@pytest.mark.parametrize("kind", sorted(methods.catalogue()))
+def test_every_method_goes_on_bit_for_bit(prepare: Callable[..., Run], kind: str) -> None:
+    """GPT-2 has biases and a dropout of its own, so that every method trains something at random."""
+    knobs = {"dropout": 0.2} if "dropout" in methods.find(kind).model_fields else {}
+    settings = {"method": {"name": kind, **knobs}, "train": {"early_stopping": 9}}
+    untouched, (killed,) = train(prepare(name="gpt2", **settings), at_steps(5))
+    newest = int(killed.checkpoints()[-1].name.removeprefix("step-"))
+    assert killed.result() is None and newest in (3, 4)
+    assert_same(untouched, train(killed)[0])
+    assert [event["step"] for event in killed.metrics().events if event["event"] == "resumed"] == [newest]
+
+
+@pytest.mark.parametrize("task", sorted(objectives.catalogue()))
+def test_every_objective_goes_on_bit_for_bit(prepare: Callable[..., Run], task: str) -> None:
+    untouched, copies = train(prepare(task), at_steps(2, 7))
+    (started,) = [event for event in untouched.metrics().events if event["event"] == "started"]
+    assert started["packing"] is (task in ("chat", "text", "generative_qa"))
+    for killed in copies:
+        assert_same(untouched, train(killed)[0])
+
+
+@contextmanager
+def calls(seen: Callable[[str], None]) -> Iterator[None]:
+    """Tell of every call of a function that changes a file, before it is made and after, also within libraries."""
+    changing = {"open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "serialize_file", "close"}
+
+    def profile(frame: FrameType, event: str, function: Any) -> None:
+        name = function.__name__ if isinstance(function, BuiltinFunctionType) else ""
+        if event in ("c_call", "c_return") and name in changing:
+            sys.setprofile(None)
+            seen(name)
+            sys.setprofile(profile)
+
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+def test_killed_at_every_write_fsync_and_rename_of_a_save(
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of them the newest checkpoint that holds is the one before or the new one, as it would have been."""
+    run, copies, names = prepare(train={"keep": 1, "early_stopping": None, "max_steps": 8}), [], []
+    save, save_adapter = loop.save_checkpoint, loop.Adapted.save
+
+    def seen(name: str) -> None:
+        names.append(name)
+        copies.append(killed_at(run, f"killed-{len(names)}"))
+
+    def watched(of: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            if not any(line["step"] == 6 for line in run.metrics().steps[-1:]):
+                return of(*arguments, **more)
+            with calls(seen):
+                return of(*arguments, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", watched(save))
+        patch.setattr(loop.Adapted, "save", watched(save_adapter))
+        worker.work(run)
+    assert {"serialize_file", "fsync", "replace", "mkdir", "rmdir", "open", "write", "unlink"} <= set(names)
+    newest = set()
+    for killed in copies:
+        found, damaged = checkpoints.find_checkpoint(killed)
+        assert found is not None and damaged == [], killed.id
+        newest.add(found.name)
+        assert {path.name for path in killed.checkpoints()} <= {"step-000003", "step-000006"}
+        load_file(killed.folder / "adapter" / "adapter_model.safetensors")
+    assert newest == {"step-000003", "step-000006"}
+    draw = random.Random(0)
+    for killed in draw.sample(copies, 5):
+        assert_same(run, train(killed)[0])
+        assert [path.name for path in (killed.folder / "checkpoints").iterdir()] == ["step-000008"]
+
+
+# --- every saved state is needed ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Out of memory once, gradients without a number at steps 5 and 6, and a scaler as float16 has it."""
+    backward, rate, create, at = loop._backward, loop.learning_rate, loop.Accelerator, [-1]
+
+    def spoiled(rows: Any, micro_batch: int, *more: Any) -> float:
+        if micro_batch > 1 and at[0] == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        loss = backward(rows, micro_batch, *more)
+        return float("nan") if at[0] in (4, 5) else loss
+
+    def scaled(**settings: Any) -> Any:
+        accelerator = create(**settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3.0, growth_factor=1.7, growth_interval=2)
+        return accelerator
+
+    monkeypatch.setattr(loop, "_backward", spoiled)
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *more: (at.__setitem__(0, step), rate(step, *more))[1])
+    monkeypatch.setattr(loop, "Accelerator", scaled)
+    yield
+
+
+def test_every_saved_state_is_needed(
+    prepare: Callable[..., Run], trouble: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on without any one of them gives another run, so that the tests above would see that it is missing."""
+    settings = {"head_learning_rate": 1e-3, "save_every": 1, "eval_every": 3, "early_stopping": 2, "epochs": 4}
+    course = iter([5.0, 4.0, 4.5, 9.0, 9.0])
+    score = loop._judge
+    told: dict[int, float] = {}
+
+    def judge(loss: float | None, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        if step not in told:
+            told[step] = next(course)
+        return score(told[step], step, state)
+
+    monkeypatch.setattr(loop, "_judge", judge)
+    untouched, copies = train(prepare("classification", train=settings), at_steps(6, 7))
+    at = {int(copy.id.removeprefix("killed-")): copy for copy in copies}
+    # `seconds` alone is the clock's.
+    keys = set(checkpoints.read_state(untouched.checkpoints()[-1])) - {"seconds", "step"}
+    assert keys == {
+        "evaluated", "tokens", "best_loss", "best_step", "worse", "broken", "micro_batch", "inputs", "scaler",
+    }  # fmt: skip
+    assert_same(untouched, train(killed_at(at[7], "whole"))[0])
+
+    read, load = checkpoints.read_state, checkpoints.load_file
+
+    def forget_key(lost: str) -> None:
+        def without(path: Path) -> dict[str, Any]:
+            return {key: value for key, value in read(path).items() if key != lost}
+
+        monkeypatch.setattr(checkpoints, "read_state", without)
+        monkeypatch.setattr(loop, "read_state", without)
+
+    def forget_file(lost: str) -> None:
+        def without(path: Path) -> dict[str, torch.Tensor]:
+            found = load(path)
+            if path.name != lost:
+                return found
+            fresh = {"cpu": torch.get_rng_state()} if lost == "random.safetensors" else {}
+            return {key: value * 0 for key, value in found.items()} if lost == "trained.safetensors" else fresh
+
+        monkeypatch.setattr(checkpoints, "load_file", without)
+
+    for lost in sorted(keys):
+        with monkeypatch.context():
+            forget_key(lost)
+            run = train(killed_at(at[6 if lost == "broken" else 7], f"without-{lost}"))[0]
+        monkeypatch.setattr(checkpoints, "read_state", read)
+        monkeypatch.setattr(loop, "read_state", read)
+        assert left_behind(run) != left_behind(untouched), lost
+    for lost in ("trained.safetensors", "optimizer.safetensors", "random.safetensors"):
+        forget_file(lost)
+        run = train(killed_at(at[7], f"without-{lost}"))[0]
+        monkeypatch.setattr(checkpoints, "load_file", load)
+        assert left_behind(run) != left_behind(untouched), lost
