@@ -20,6 +20,17 @@ from core.problem import Problem
 PREFIX = "base_model.model."
 
 
+def holds(folder: Path, step: int) -> bool:
+    """Whether an adapter that a run wrote is there, is of that step, and has the very bytes that were written."""
+    try:
+        about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
+        return (
+            about["step"] == step and about["sha256"] == _sha256(folder) and (folder / "adapter_config.json").exists()
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
     """An adapter's tensors and the method that made them."""
     path = folder / "adapter_model.safetensors"
@@ -51,11 +62,28 @@ def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
             folder=folder.name,
             error=str(error).rstrip("."),
         ) from None
+    _check_bytes(folder)
     method = methods.find_peft(config)
     if not method.peft_type.startswith("ATELIER_"):
         return tensors, method.from_peft(config, {key: tuple(value.shape) for key, value in tensors.items()})  # type: ignore[attr-defined]
     about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
     return tensors, method.model_validate({key: value for key, value in about["method"].items() if key != "name"})
+
+
+def _check_bytes(folder: Path) -> None:
+    """Raise a Problem when the weights are not those that a run of ours wrote; safetensors looks at structure only."""
+    try:
+        about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
+        expected = about.get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return
+    if expected and _sha256(folder) != expected:
+        raise Problem(
+            "The adapter in {folder} is damaged.",
+            "Its weights are not those that were saved.",
+            "Fetch it again, or go back to a checkpoint.",
+            folder=folder.name,
+        )
 
 
 def compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -115,5 +143,9 @@ def public_name(name: str) -> str:
 
 def digest(folder: Path) -> str:
     """The first twelve hex digits of the SHA-256 of an adapter's weights: says which weights made an answer."""
+    return _sha256(folder)[:12]
+
+
+def _sha256(folder: Path) -> str:
     with (folder / "adapter_model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        return hashlib.file_digest(file, "sha256").hexdigest()

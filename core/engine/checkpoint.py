@@ -17,6 +17,8 @@ from torch import nn
 from core.problem import Problem
 from core.runs import Run, sync_folder
 
+_FILES = ("trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
+
 
 def save_checkpoint(
     run: Run,
@@ -48,7 +50,9 @@ def save_checkpoint(
     _save(moments, beside / "optimizer.safetensors")
     _save(random_states(), beside / "random.safetensors")
     (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
-    manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(beside.iterdir())}
+    manifest = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in (beside / name for name in _FILES)
+    }
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for path in beside.iterdir():
         _sync(path)
@@ -136,14 +140,15 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _holds(path: Path) -> bool:
+    """Whether a checkpoint has each of its files, and in each the very bytes that were written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest) and all(
-            (path / Path(name).name).stat().st_size == entry["size"]
-            and _sha256(path / Path(name).name) == entry["sha256"]
-            for name, entry in manifest.items()
+        # By our own names: what else a manifest may name is never opened.
+        return all(
+            (path / name).stat().st_size == manifest[name]["size"] and _sha256(path / name) == manifest[name]["sha256"]
+            for name in _FILES
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
+from core.engine.adapter_files import holds
 from core.engine.checkpoint import (
     find_checkpoint,
     load_checkpoint,
@@ -200,6 +201,8 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
 
     saved, clock, speed = state["step"], time.monotonic(), Speed()
     best = run.folder / "best"
+    if saved and not holds(run.folder / "adapter", saved):
+        save_adapter(run.folder / "adapter", saved)  # killed between the checkpoint and its adapter, or damaged since
     wishes.may_break()
     model.train()
     while True:
@@ -218,7 +221,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
             saved < step and (last or is_best or (evaluated and _is_due(step, config.train.save_every)))
         ):
             save(step)
-        if is_best:
+        if is_best and not holds(best, step):
             save_adapter(best, step)  # after the checkpoint, so that no older checkpoint is left with a newer best
         if enough and step < steps:
             log.event("stopped_early", step=step, best_step=state["best_step"])
@@ -281,9 +284,12 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
     if outcome == "stopped" and saved < step:
         save(step)
     kept_step = step
-    if outcome == "completed" and config.train.early_stopping and state["best_step"] and best.exists():
-        _take_best(best, run.folder / "adapter")
-        kept_step = state["best_step"]
+    if outcome == "completed" and config.train.early_stopping and state["best_step"]:
+        if holds(best, state["best_step"]):
+            _take_best(best, run.folder / "adapter")
+            kept_step = state["best_step"]
+        else:
+            log.event("best_lost", step=step, best_step=state["best_step"])
     return {
         "outcome": outcome, "step": step, "steps": steps, "kept": "last" if kept_step == step else "best", "kept_step": kept_step,
         "best_loss": state["best_loss"], "seconds": round(state["seconds"] + time.monotonic() - clock, 1),
