@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from core.problem import Problem
 
 #: What PEFT puts before the name of every layer.
 PREFIX = "base_model.model."
+_LOOKS = 5
 
 
 def holds(folder: Path, step: int) -> bool:
@@ -62,7 +64,6 @@ def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
             folder=folder.name,
             error=str(error).rstrip("."),
         ) from None
-    _check_bytes(folder)
     method = methods.find_peft(config)
     if not method.peft_type.startswith("ATELIER_"):
         return tensors, method.from_peft(config, {key: tuple(value.shape) for key, value in tensors.items()})  # type: ignore[attr-defined]
@@ -70,20 +71,22 @@ def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
     return tensors, method.model_validate({key: value for key, value in about["method"].items() if key != "name"})
 
 
-def _check_bytes(folder: Path) -> None:
-    """Raise a Problem when the weights are not those that a run of ours wrote; safetensors looks at structure only."""
-    try:
-        about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
-        expected = about.get("sha256")
-    except (OSError, ValueError, AttributeError):
-        return
-    if expected and _sha256(folder) != expected:
-        raise Problem(
-            "The adapter in {folder} is damaged.",
-            "Its weights are not those that were saved.",
-            "Fetch it again, or go back to a checkpoint.",
-            folder=folder.name,
-        )
+def check_bytes(folder: Path) -> None:
+    """Raise a Problem when a run's weights are not those that it saved: safetensors looks at structure, not at bits."""
+    for _ in range(_LOOKS):
+        try:
+            expected = json.loads((folder / "atelier.json").read_text(encoding="utf-8")).get("sha256")
+        except (OSError, ValueError, AttributeError):
+            return
+        if not expected or _sha256(folder) == expected:
+            return
+        time.sleep(0.2)  # it may be just being saved: two files take their places one after the other
+    raise Problem(
+        "The adapter in {folder} is damaged.",
+        "Its weights are not those that were saved.",
+        "Fetch it again, or go back to a checkpoint.",
+        folder=folder.name,
+    )
 
 
 def compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, torch.Tensor]) -> None:

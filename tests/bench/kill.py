@@ -29,7 +29,7 @@ from core.runs import Run  # noqa: E402
 TIMED = {"time", "tokens_per_second", "eta_s", "memory_gb", "seconds"}
 #: Shuffling is always on; dropout, packing, accumulation, early stopping and several epochs are wanted here.
 SETTINGS: dict[str, Any] = {
-    "method.dropout": 0.1, "method.rank": 4, "train.batch_size": 2, "train.gradient_accumulation": 2, "train.max_steps": 60,
+    "method.dropout": 0.1, "method.rank": 4, "train.batch_size": 2, "train.gradient_accumulation": 2, "train.max_steps": 30,
     "train.learning_rate": 5e-3, "train.eval_every": 7, "train.save_every": 3, "train.keep": 2, "train.early_stopping": 5,
     "data.max_length": 96, "data.packing": True, "data.eval_rows": 8, "samples.max_new_tokens": 4,
 }  # fmt: skip
@@ -60,14 +60,16 @@ def start(run: Run) -> subprocess.Popen[bytes]:
 
 def kill_sometime(run: Run, worker: subprocess.Popen[bytes], draw: random.Random, life: float) -> str:
     """Kill a worker, or see it end; says which."""
-    saving, end = draw.random() < 0.5, time.monotonic() + draw.uniform(0, life / 2)
+    saves, end, inside = draw.randint(1, 4), time.monotonic() + draw.uniform(0, life / 2), False
+    saving = draw.random() < 0.5
     while worker.poll() is None:
-        caught = saving and any(path.name.startswith(".step-") for path in (run.folder / "checkpoints").glob(".step-*"))
-        # Of those that are caught in a save, many must be let go, or none would ever come to its end.
-        if (caught and draw.random() < 0.1) or (not saving and time.monotonic() >= end):
+        was, inside = inside, saving and any((run.folder / "checkpoints").glob(".step-*"))
+        saves -= inside and not was
+        if (saving and not saves) or (not saving and time.monotonic() >= end):
+            time.sleep(draw.uniform(0, 0.02) if saving else 0)
             worker.kill()
             worker.wait()
-            return "saving" if caught else "anywhere"
+            return "saving" if saving else "anywhere"
         time.sleep(0.0005 if saving else 0.01)
     return ""
 

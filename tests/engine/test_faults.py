@@ -20,7 +20,8 @@ from core import methods, objectives, runs
 from core.config import Config
 from core.engine import checkpoint as checkpoints
 from core.engine import loop, worker
-from core.engine.adapter_files import read_adapter
+from core.engine.chat import Speaker
+from core.engine.export import export
 from core.problem import Problem
 from core.runs import Run
 
@@ -366,9 +367,12 @@ def test_a_damaged_best_is_not_taken_for_the_result(prepare: Callable[..., Run])
     )
 
 
-def test_an_adapter_that_lost_a_bit_is_not_chatted_with(prepare: Callable[..., Run]) -> None:
+def test_an_adapter_that_lost_a_bit_is_neither_chatted_with_nor_exported(
+    prepare: Callable[..., Run], tmp_path: Path
+) -> None:
     run, _ = train(prepare(train={"max_steps": 1}))
-    read_adapter(run.folder / "adapter")
     flip(run.folder / "adapter" / "adapter_model.safetensors")
     with pytest.raises(Problem, match="damaged"):
-        read_adapter(run.folder / "adapter")
+        Speaker(run.config().model).choose(run)
+    with pytest.raises(Problem, match="damaged"):
+        export(run, "adapter", tmp_path / "out")
