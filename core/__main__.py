@@ -67,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     command("work", _work, "Do the job of a run folder (what the studio starts).", "run")
     command("resume", _resume, "Go on with a run from its newest checkpoint.", "run")
     sub = command("stop", _stop, "Ask a run to stop; what it learned is kept.", "run")
-    sub.add_argument("--save", action="store_true", help="save a checkpoint now and go on")
+    sub.add_argument("--discard", action="store_true", help="throw away what it learned: adapter and checkpoints")
+    command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
     sub = command("runs", _runs, "List the runs.")
     sub.add_argument("--json", action="store_true")
     sub = command("estimate", _estimate, "What a configuration would train, on how much.", "config")
@@ -209,15 +210,26 @@ def _print_progress(run: Run, done: threading.Event) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    run = runs.find(options.run)
-    if run.state() not in ("running", "stopping", "queued"):
-        raise Problem("The run {run} is not running.", "It is {state}.", run=run.id, state=run.state())
-    run.ask("save" if options.save else "stop")
+    run = _find_active(options.run)
+    run.ask("discard" if options.discard else "stop")
     print(
-        "It saves a checkpoint after its present step."
-        if options.save
-        else "It stops after its present step; what it learned is kept."
+        "It stops; what it learned is thrown away."
+        if options.discard
+        else "It stops within seconds; what it learned is kept."
     )
+
+
+def _save(options: argparse.Namespace) -> None:
+    _find_active(options.run).ask("save")
+    print("It saves a checkpoint and goes on.")
+
+
+def _find_active(name: str) -> Run:
+    """The run of that name, which is at work or waits for it."""
+    run = runs.find(name)
+    if run.state() not in runs.ACTIVE:
+        raise Problem("The run {run} is not running.", "It is {state}.", run=run.id, state=run.state())
+    return run
 
 
 def _runs(options: argparse.Namespace) -> None:

@@ -281,7 +281,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         _fail(state["broken"], step)
 
     # What was learned.
-    if outcome == "stopped" and saved < step:
+    if outcome == "stopped" and saved < step and not run.asked("discard"):
         save(step)
     kept_step = step
     if outcome == "completed" and config.train.early_stopping and state["best_step"]:

@@ -29,8 +29,8 @@ class Wishes:
     be begun anew, such as reading data or an evaluation, says that it may be broken off.
     """
 
-    def __init__(self, run: Run, patience: float = _PATIENCE):
-        self.run, self.patience = run, patience
+    def __init__(self, run: Run):
+        self.run = run
         self._open: tuple[str, ...] = ()
         self._ended = threading.Event()
 
@@ -74,10 +74,17 @@ class Wishes:
                 since = None
                 continue
             since = since or time.monotonic()
-            if time.monotonic() - since >= self.patience:
+            if time.monotonic() - since >= _PATIENCE:
                 # The handler runs in the main thread, which alone knows whether it is still there.
-                _thread.interrupt_main(_BREAK)
+                _interrupt_main()
                 since = None
+
+
+def _interrupt_main() -> None:
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, _BREAK)  # also out of a wait in the system
+    else:
+        _thread.interrupt_main(_BREAK)
 
 
 class _Breakable:

@@ -32,13 +32,13 @@ def work(run: Run) -> dict[str, Any]:
     os.umask(0o077)  # what is learned from private rows is private
     with run.claim():
         (run.folder / "result.json").unlink(missing_ok=True)
-        run.take("resume")
+        for old in ("resume", "discard", "save"):
+            run.take(old)
         wishes = Wishes(run)
         try:
             with wishes.heard():
                 result = _do(run, wishes)
         except Interrupted:
-            run.take("stop")
             result = {"outcome": "stopped"}  # before a first step of this worker: what was saved earlier is still there
         except Problem as problem:
             result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
@@ -55,6 +55,11 @@ def work(run: Run) -> dict[str, Any]:
             traceback.print_exc()
             unexpected = _unforeseen(error)
             result = {"outcome": "failed", "message": str(unexpected), "problem": unexpected.to_data()}
+        if result["outcome"] == "stopped" and run.asked("discard"):
+            run.discard()
+            result |= {"discarded": True}
+        for done in ("stop", "discard", "save"):
+            run.take(done)
         metrics = run.metrics()
         last = metrics.steps[-1] if metrics.steps else {}
         result = {

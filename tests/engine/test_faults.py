@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from safetensors.torch import load_file
 from core import methods, objectives, runs
 from core.config import Config
 from core.engine import checkpoint as checkpoints
-from core.engine import loop, worker
+from core.engine import loop, wishes, worker
 from core.engine.chat import Speaker
 from core.engine.export import export
 from core.problem import Problem
@@ -376,3 +379,98 @@ def test_an_adapter_that_lost_a_bit_is_neither_chatted_with_nor_exported(
         Speaker(run.config().model).choose(run)
     with pytest.raises(Problem, match="damaged"):
         export(run, "adapter", tmp_path / "out")
+
+
+# --- alive --------------------------------------------------------------------------------------------------------------
+
+#: Where a worker may be for long, as names in the loop.
+PHASES = {"reading": "Material", "loading": "load_model", "evaluating": "measure", "a_step": "_backward"}
+
+
+def hang(run: Run, wish: str) -> Callable[..., None]:
+    """Work that never ends by itself, in which somebody asks for something."""
+
+    def work(*_: Any, **__: Any) -> None:
+        run.ask(wish)  # type: ignore[arg-type]
+        while True:
+            time.sleep(0.01)
+
+    return work
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wishes, "_PATIENCE", 0.0)
+    monkeypatch.setattr(wishes, "_EVERY", 0.05)
+
+
+def hang_in(phase: str, run: Run, wish: str, patch: pytest.MonkeyPatch) -> None:
+    """At the first time, or where steps have been made, at step 4."""
+    name = PHASES[phase]
+    real = getattr(loop, name)
+    if phase == "reading":
+        patch.setattr(loop.Material, "read", hang(run, wish))
+    elif phase == "loading":
+        patch.setattr(loop, name, hang(run, wish))
+    else:
+
+        def sometimes(*arguments: Any, **more: Any) -> Any:
+            steps = run.metrics().steps
+            if len(steps) != 4 or run.asked("done"):
+                return real(*arguments, **more)
+            run.ask("done")  # type: ignore[arg-type]
+            torch.rand(3)  # what was drawn in work that is broken off is drawn again
+            return hang(run, wish)()
+
+        patch.setattr(loop, name, sometimes)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stop_is_heard_in_the_midst_of_work(
+    prepare: Callable[..., Run], impatient: None, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned is kept, and going on gives what would have been without it."""
+    untouched, run = train(prepare())[0], prepare()
+    with monkeypatch.context() as patch:
+        hang_in(phase, run, "stop", patch)
+        worker.work(run)
+    step = 0 if phase in ("reading", "loading") else 4
+    result = run.result() or {}
+    assert (run.state(), result["step"], run.adapter_step(), run.resumable) == ("stopped", step, step or None, True)
+    run.ask("resume")
+    assert_same(untouched, train(run)[0])
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "a_step"])
+def test_a_checkpoint_is_written_in_the_midst_of_work_which_goes_on(
+    prepare: Callable[..., Run], impatient: None, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched, run = train(prepare(train={"save_every": 0}))[0], prepare(train={"save_every": 0})
+    with monkeypatch.context() as patch:
+        hang_in(phase, run, "save", patch)
+        train(run)
+    assert [event["step"] for event in run.metrics().events if event["event"] == "saved"][:2] != []
+    assert "step-000004" in [path.name for path in run.checkpoints()]
+    assert_same(untouched, run)
+
+
+def test_stop_and_discard_leaves_settings_and_numbers(
+    prepare: Callable[..., Run], impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched, run = train(prepare())[0], prepare()
+    with monkeypatch.context() as patch:
+        hang_in("a_step", run, "discard", patch)
+        worker.work(run)
+    assert (run.state(), run.has_adapter(), run.checkpoints()) == ("stopped", False, [])
+    assert not (run.folder / "best").exists() and (run.result() or {})["discarded"]
+    assert len(run.metrics().steps) == 4
+    assert not run.asked("discard") and not run.asked("stop")
+    run.ask("resume")
+    assert_same(untouched, train(run)[0])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows knows no signal that asks")
+def test_a_signal_is_a_wish_to_stop_and_to_keep(prepare: Callable[..., Run], impatient: None) -> None:
+    run = prepare()
+    train(run, lambda facts: os.kill(os.getpid(), signal.SIGTERM) if "loss" in facts and facts["step"] == 3 else None)
+    assert (run.state(), run.adapter_step()) == ("stopped", 3)
