@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import Any
 
+from core import output
 from core.config import Config
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import check_model
@@ -96,8 +97,9 @@ def _do(run: Run, wishes: Wishes) -> dict[str, Any]:
 
 def main(run: Run) -> int:
     """`python -m core work`: the detached worker; its output goes to the run's log."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.info("working on %s", run.id)
-    result = work(run)
-    log.info("%s %s", result["outcome"], result["message"])
+    with output.kept_in(run.folder / "log.txt"):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        log.info("working on %s", run.id)
+        result = work(run)
+        log.info("%s %s", result["outcome"], result["message"])
     return 0 if result["outcome"] in ("completed", "stopped") else 2
