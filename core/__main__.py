@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import presets, runs
+from core import advice, changes, presets, runs
 from core.config import Config, assign, parse_assignment
 from core.model import PLAYGROUND, describe, locate
 from core.problem import Problem
@@ -65,7 +65,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--run-dir", type=Path, help="the run's folder (default: a new one among the studio's runs)")
     command("work", _work, "Do the job of a run folder (what the studio starts).", "run")
-    command("resume", _resume, "Go on with a run from its newest checkpoint.", "run")
+    sub = command("resume", _resume, "Go on with a run from its newest checkpoint.", "run")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="go on otherwise: train.epochs=5 makes it longer",
+    )
+    sub = command("change", _change, "Change a setting of a training that has begun, from its next step on.", "run")
+    sub.add_argument(
+        "--set", action="append", required=True, metavar="KEY=VALUE", help="such as train.learning_rate=1e-4"
+    )
     sub = command("stop", _stop, "Ask a run to stop; what it learned is kept.", "run")
     sub.add_argument("--discard", action="store_true", help="throw away what it learned: adapter and checkpoints")
     command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
@@ -146,16 +157,30 @@ def _resume(options: argparse.Namespace) -> int:
     run = runs.find(options.run)
     if run.worker() is not None and run.result() is None:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id)
-    if not run.resumable:
+    told = dict(parse_assignment(text) for text in options.set)
+    # A finished one goes on when something makes it longer.
+    if not run.resumable and not (run.state() == "completed" and any(key in changes.PROLONGING for key in told)):
         raise Problem(
             "The run {run} cannot be resumed.",
             "It is {state}.",
-            "Start a new one with its settings.",
+            "Make it longer with --set train.epochs=5, or start a new one with its settings.",
             run=run.id,
             state=run.state(),
         )
+    if told:
+        changes.ask(run, told)
     run.ask("resume")
     return _work_here(run)
+
+
+def _change(options: argparse.Namespace) -> None:
+    run = runs.find(options.run)
+    if run.state() == "completed":
+        raise Problem(
+            "The run {run} is already completed.", to_do="Make it longer with `python -m core resume`.", run=run.id
+        )
+    changes.ask(run, dict(parse_assignment(text) for text in options.set))
+    print("It is taken at the next step." if run.worker() else "It is taken when the run is resumed.")
 
 
 def _work_here(run: Run) -> int:
@@ -170,6 +195,8 @@ def _work_here(run: Run) -> int:
     finally:
         done.set()
         printer.join(timeout=2)
+    for problem in advice.advise(run.metrics()):
+        print(problem, file=sys.stderr)
     if result["outcome"] == "failed":
         print(result["message"], file=sys.stderr)
         return 2

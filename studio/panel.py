@@ -80,6 +80,7 @@ class Panel:
                 self.yes = gr.Button(words.t("common.discard_yes"), variant="stop", size="md", min_width=100)
                 self.no = gr.Button(words.t("common.discard_no"), size="md", min_width=100)
         self.trouble = gr.HTML()
+        self.advice = gr.HTML()
         with gr.Column(elem_classes=["plots"]):
             self.chart = charts.component(words.t("common.loss_chart"))
             self.small = charts.component(words.t("common.small_charts"), kind="small")
@@ -104,6 +105,7 @@ class Panel:
             self.chat,
             self.export,
             self.trouble,
+            self.advice,
             self.chart,
             self.small,
             self.matrix,
@@ -138,6 +140,7 @@ class Panel:
             self.resume: gr.update(visible=run.resumable),
             self.chat: gr.update(visible=run.has_adapter(), value=self._invitation(run)),
             self.export: gr.update(visible=run.has_adapter() and state not in report.ACTIVE),
+            self.advice: report.advice(words, metrics),
             self.chart: {"figures": [charts.loss_figure(metrics, run.id, self._names())] if metrics.steps else []},
             self.small: {"figures": self._small(metrics, run.id)},
             self.matrix: {"figures": self._matrix(run, metrics)},

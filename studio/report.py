@@ -7,6 +7,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.advice import advise
 from core.problem import Problem
 from core.runs import ACTIVE, Metrics, Run, State
 from studio.charts import score_scale
@@ -102,6 +103,11 @@ def reason(words: Language, run: Run) -> str:
     if not message or run.state() == "stopped":
         return ""
     return f"<div class='note bad' role='alert'><pre>{escape(message)}</pre></div>"
+
+
+def advice(words: Language, metrics: Metrics) -> str:
+    """What the numbers say of the course of the training, and what usually helps."""
+    return problems(words, advise(metrics), tone="warn")
 
 
 def badge(words: Language, state: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from core import changes
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
 from core.engine.adapter_files import holds
 from core.engine.checkpoint import (
+    digest,
     find_checkpoint,
     load_checkpoint,
     random_states,
@@ -41,7 +43,7 @@ from core.engine.model import (
 )
 from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
 from core.engine.quantization import count_parameters
-from core.engine.wishes import Wishes
+from core.engine.wishes import Interrupted, Wishes
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
 from core.objectives import Objective, Row
@@ -119,12 +121,13 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         "evaluated": -1,
         "tokens": 0,
         "seconds": 0.0,
-        "best_loss": None,
+        "best": None,
         "best_step": 0,
         "worse": 0,
         "broken": 0,
         "micro_batch": batch_size,
         "inputs": inputs,
+        "changed": 0,
     }
     for path in damaged:
         log.event("damaged_checkpoint", name=path.name)
@@ -132,8 +135,12 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         state |= load_checkpoint(checkpoint, trained | adapted.frozen(ADAPTER), optimizer)
         if accelerator.scaler is not None and "scaler" in state:
             accelerator.scaler.load_state_dict(state["scaler"])
+        # Its settings as they were then; what was changed later is changed again when that step comes.
+        config = changes.apply(config, changes.taken(run)[: state["changed"]])
+        steps = count_steps(config, len(train_rows.rows), batch_size)
         log.event("resumed", step=state["step"], evaluated=state["evaluated"], steps=steps)
     else:
+        state["start"] = digest(trained)
         if not log.fresh:
             log.event("resumed", step=-1, steps=steps)  # whatever an earlier try wrote did not happen
         log.event(
@@ -152,11 +159,11 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
                 if text is not None:
                     log.sample(step, prompt.text, text)
 
-    def evaluate(step: int) -> float | None:
+    def evaluate(step: int) -> dict[str, float]:
         log.event("doing", step=step, doing="evaluating")
         answer_prompts(step)
         if not eval_rows.rows:
-            return None
+            return {}
         while True:
             try:
                 measured = measure(
@@ -172,16 +179,17 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
                 model, tokens, objective, eval_rows.examples, most=config.samples.scored,
                 max_tokens=config.samples.max_new_tokens, stop=lambda: run.asked("stop"),
             )  # fmt: skip
-        log.write(
-            step=step, eval_loss=loss, **{f"eval_{name}": value for name, value in objective.score(scored).items()}
-        )
+        if run.asked("stop"):
+            raise Interrupted  # it did not answer all, and is made anew when the run goes on
+        scores = objective.score(scored)
+        log.write(step=step, eval_loss=loss, **{f"eval_{name}": value for name, value in scores.items()})
         if step == 0 and not math.isfinite(loss):
             raise Problem(
                 "The base model's loss on these rows is not a finite number.",
                 to_do="The model's files are broken, or its precision does not suit it: fetch it again, or choose float32.",
                 field="model.name",
             )
-        return loss if math.isfinite(loss) else None
+        return {"loss": loss, **scores}
 
     def save_adapter(folder: Path, step: int) -> None:
         about = {"run": run.id, "task": config.task, "step": step, "own_template": tokens.own_template}
@@ -206,17 +214,27 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
     wishes.may_break()
     model.train()
     while True:
-        # What is due at this step: an evaluation, a checkpoint, the end.
+        # What is due at this step: another setting, an evaluation, a checkpoint, the end.
         step = state["step"]
-        if state["evaluated"] < step and (step in (0, steps) or _is_due(step, config.train.eval_every)):
+        asked = changes.take(run, step)
+        while state["changed"] < len(asked) and asked[state["changed"]]["step"] <= step:
+            before, was = config, steps
+            config = changes.apply(config, asked[state["changed"] : state["changed"] + 1])
+            steps = count_steps(config, len(train_rows.rows), batch_size)
+            state |= {"changed": state["changed"] + 1, "worse": 0}
+            if config.train.early_stopping_metric != before.train.early_stopping_metric:
+                state |= {"best": None, "best_step": 0}
+            _tell_changes(log, step, before, config, was, steps)
+        due = step in (0, steps) or step > steps or _is_due(step, config.train.eval_every)
+        if state["evaluated"] < step and due:
             # What an evaluation draws at random, or one that is broken off, must not change the steps that follow.
             with wishes.breakable(), torch.random.fork_rng():
-                state |= _judge(evaluate(step), step, state)
+                state |= _judge(evaluate(step), step, state, config.train.early_stopping_metric)
             model.train()
-        evaluated = state["evaluated"] == step or not (step == steps or _is_due(step, config.train.eval_every))
+        evaluated = state["evaluated"] == step or not due
         is_best = bool(config.train.early_stopping) and 0 < step == state["best_step"]
         enough = evaluated and _is_enough(state, config)
-        last = evaluated and (step == steps or enough)
+        last = evaluated and (step >= steps or enough)
         if (run.take("save") and step > 0) or (
             saved < step and (last or is_best or (evaluated and _is_due(step, config.train.save_every)))
         ):
@@ -283,6 +301,15 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
     # What was learned.
     if outcome == "stopped" and saved < step and not run.asked("discard"):
         save(step)
+    if outcome == "completed" and digest(trained) == state.get("start"):
+        raise Problem(
+            "Nothing was learned: all that was trained is as it was before the first step.",
+            "It made {steps} steps with a learning rate of at most {rate}.",
+            "Raise the learning rate, or see under Data whether there is anything to learn in the rows.",
+            field="train.learning_rate",
+            steps=step,
+            rate=config.train.learning_rate,
+        )
     kept_step = step
     if outcome == "completed" and config.train.early_stopping and state["best_step"]:
         if holds(best, state["best_step"]):
@@ -292,7 +319,8 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
             log.event("best_lost", step=step, best_step=state["best_step"])
     return {
         "outcome": outcome, "step": step, "steps": steps, "kept": "last" if kept_step == step else "best", "kept_step": kept_step,
-        "best_loss": state["best_loss"], "seconds": round(state["seconds"] + time.monotonic() - clock, 1),
+        "best_loss": state["best"] if config.train.early_stopping_metric == "loss" else None, "best": state["best"],
+        "metric": config.train.early_stopping_metric, "seconds": round(state["seconds"] + time.monotonic() - clock, 1),
     }  # fmt: skip
 
 
@@ -301,13 +329,40 @@ def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
 
 
-def _judge(loss: float | None, step: int, state: dict[str, Any]) -> dict[str, Any]:
+def _judge(measured: Mapping[str, float], step: int, state: dict[str, Any], metric: str) -> dict[str, Any]:
     """What an evaluation changes of the state: whether it is the best so far, and else how many in a row were not."""
+    value = measured.get(metric)
+    if measured and value is None:
+        raise Problem(
+            "The evaluation does not measure {metric}, by which early stopping is to go.",
+            "It measures {measures}.",
+            "Choose one of them, or have answers scored.",
+            field="train.early_stopping_metric",
+            metric=metric,
+            measures=", ".join(measured),
+        )
+    if value is None or not math.isfinite(value):
+        return {"evaluated": step}
+    # A loss is the better the lower it is; everything else that tasks measure, the higher.
+    best = state["best"]
+    better = best is None or (value < best if metric == "loss" else value > best)
     if step == 0:
-        return {"evaluated": 0, "best_loss": loss}
-    if loss is not None and (state["best_loss"] is None or loss < state["best_loss"]):
-        return {"evaluated": step, "best_loss": loss, "best_step": step, "worse": 0}
-    return {"evaluated": step, "worse": state["worse"] + (loss is not None)}
+        # The base itself is no result; what learns must be better than it was all the same.
+        return {"evaluated": 0, "best": value}
+    return {"evaluated": step} | (
+        {"best": value, "best_step": step, "worse": 0} if better else {"worse": state["worse"] + 1}
+    )
+
+
+def _tell_changes(log: Log, step: int, before: Config, now: Config, was: int, steps: int) -> None:
+    """Say which settings are others from this step on, and how the course of the learning rate goes on."""
+    for key in changes.CHANGEABLE:
+        name = key.partition(".")[2]
+        old, new = getattr(before.train, name), getattr(now.train, name)
+        if old != new:
+            log.event("changed", step=step, key=key, old=str(old), new=str(new))
+    if steps != was:
+        log.event("course", step=step, was=was, steps=steps, learning_rate=learning_rate(step, steps, now.train))
 
 
 def _is_enough(state: dict[str, Any], config: Config) -> bool:

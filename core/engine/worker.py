@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-from core import output
+from core import changes, output
 from core.config import Config
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import check_model
@@ -28,7 +28,7 @@ def work(run: Run) -> dict[str, Any]:
     Raises:
         Problem: when the run is already done or another process works on it; the folder is untouched then.
     """
-    if run.state() == "completed":
+    if run.state() == "completed" and not changes.waits(run):
         raise Problem("The run {run} is already completed.", to_do="Start a new one with other settings.", run=run.id)
     os.umask(0o077)  # what is learned from private rows is private
     with run.claim():

@@ -19,12 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import methods, objectives, runs
+from core import changes, methods, objectives, runs
 from core.config import Config
 from core.engine import checkpoint as checkpoints
 from core.engine import loop, wishes, worker
 from core.engine.chat import Speaker
 from core.engine.export import export
+from core.engine.optim import learning_rate
 from core.problem import Problem
 from core.runs import Run
 
@@ -250,18 +251,20 @@ def test_every_saved_state_is_needed(
     score = loop._judge
     told: dict[int, float] = {}
 
-    def judge(loss: float | None, step: int, state: dict[str, Any]) -> dict[str, Any]:
+    def judge(measured: Any, step: int, *more: Any) -> dict[str, Any]:
         if step not in told:
             told[step] = next(course)
-        return score(told[step], step, state)
+        return score({"loss": told[step]}, step, *more)
 
     monkeypatch.setattr(loop, "_judge", judge)
-    untouched, copies = train(prepare("classification", train=settings), at_steps(6, 7))
+    run = prepare("classification", train=settings)
+    changes.ask(run, {"train.learning_rate": 0.03})
+    untouched, copies = train(run, at_steps(6, 7))
     at = {int(copy.id.removeprefix("killed-")): copy for copy in copies}
     # `seconds` alone is the clock's.
     keys = set(checkpoints.read_state(untouched.checkpoints()[-1])) - {"seconds", "step"}
     assert keys == {
-        "evaluated", "tokens", "best_loss", "best_step", "worse", "broken", "micro_batch", "inputs", "scaler",
+        "evaluated", "tokens", "best", "best_step", "worse", "broken", "micro_batch", "inputs", "scaler", "changed", "start",
     }  # fmt: skip
     assert_same(untouched, train(killed_at(at[7], "whole"))[0])
 
@@ -353,7 +356,7 @@ def test_a_damaged_best_is_not_taken_for_the_result(prepare: Callable[..., Run])
     course = iter([5.0, 4.0] + [6.0] * 9)
     with pytest.MonkeyPatch.context() as patch:
         judge = loop._judge
-        patch.setattr(loop, "_judge", lambda loss, *more: judge(next(course), *more))
+        patch.setattr(loop, "_judge", lambda _, *more: judge({"loss": next(course)}, *more))
         run, (killed,) = train(prepare(train={"early_stopping": 2}), at_steps(5))
         assert (run.result() or {})["kept"] == "best"
         flip(killed.folder / "best" / "adapter_model.safetensors")
@@ -474,3 +477,108 @@ def test_a_signal_is_a_wish_to_stop_and_to_keep(prepare: Callable[..., Run], imp
     run = prepare()
     train(run, lambda facts: os.kill(os.getpid(), signal.SIGTERM) if "loss" in facts and facts["step"] == 3 else None)
     assert (run.state(), run.adapter_step()) == ("stopped", 3)
+
+
+# --- honest -------------------------------------------------------------------------------------------------------------
+
+
+def told_of(run: Run, name: str) -> list[dict[str, Any]]:
+    return [event for event in run.metrics().events if event["event"] == name]
+
+
+def test_a_finished_run_is_made_longer_and_the_course_is_said(prepare: Callable[..., Run]) -> None:
+    """The steps before are as they were, those after are of the longer course, and a kill changes nothing of that."""
+    short = {"early_stopping": None, "epochs": 2}
+    run, _ = train(prepare(train=short))
+    losses = [line["loss"] for line in run.metrics().steps]
+    with pytest.raises(Problem, match="already completed"):
+        worker.work(run)
+    changes.ask(run, {"train.epochs": 3})
+    other = killed_at(run, "other")
+    untouched, (killed,) = train(run, at_steps(8))
+    assert (run.result() or {})["steps"] == 9
+    assert [line["loss"] for line in run.metrics().steps][:6] == losses and len(losses) == 6
+    (course,) = told_of(run, "course")
+    rates = [line["learning_rate"] for line in run.metrics().steps]
+    expected = [learning_rate(step, 9, run.config().train) for step in range(6, 9)]
+    assert rates[6:] == pytest.approx(expected, rel=1e-5)
+    assert (course["was"], course["steps"], course["learning_rate"]) == (6, 9, pytest.approx(rates[6]))
+    (changed,) = told_of(run, "changed")
+    assert (changed["key"], changed["old"], changed["new"], changed["step"]) == ("train.epochs", "2.0", "3.0", 6)
+    assert_same(untouched, train(killed)[0])
+    assert_same(untouched, train(other)[0])
+
+
+def test_a_change_in_the_midst_is_valid_from_the_next_step_and_is_made_again_after_a_kill(
+    prepare: Callable[..., Run],
+) -> None:
+    usual, _ = train(prepare(train={"early_stopping": None}))
+    run = prepare(train={"early_stopping": None})
+
+    def change(facts: dict[str, Any]) -> str | None:
+        if "loss" in facts and facts["step"] == 4:
+            changes.ask(run, {"train.learning_rate": 1e-3, "train.max_steps": 7})
+        return at_steps(5)(facts)
+
+    untouched, (killed,) = train(run, change)
+    rates, before = ([line["learning_rate"] for line in one.metrics().steps] for one in (run, usual))
+    assert rates[:4] == before[:4] and len(rates) == 7
+    course = run.config().train.model_copy(update={"learning_rate": 1e-3})
+    assert rates[4:] == pytest.approx([learning_rate(step, 7, course) for step in range(4, 7)], rel=1e-5)
+    assert killed.checkpoints()[-1].name == "step-000003", "from before the change"
+    assert_same(untouched, train(killed)[0])
+    assert [event["step"] for event in told_of(killed, "changed") if event["key"] == "train.max_steps"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"method.rank": 8}, "method.rank"),
+        ({"train.epochs": -1}, "train.epochs"),
+        ({"train.seed": 5}, "train.seed"),
+        ({"train.early_stopping": 2, "train.early_stopping_metric": "accuracy"}, "train.early_stopping_metric"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_at_once(
+    prepare: Callable[..., Run], settings: dict[str, Any], field: str
+) -> None:
+    run = prepare()
+    with pytest.raises(Problem) as caught:
+        changes.ask(run, settings)
+    assert caught.value.field == field and not changes.waits(run)
+
+
+def test_early_stopping_by_what_a_task_measures(prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an accuracy, more is better; the best is kept though its loss was not."""
+    course = iter([0.5, 0.6, 0.9, 0.7, 0.9])
+    score = loop._judge
+    monkeypatch.setattr(
+        loop,
+        "_judge",
+        lambda measured, *more: score(
+            {"loss": 1.0 + len(told), "accuracy": told.append(next(course)) or told[-1]}, *more
+        ),
+    )
+    told: list[float] = []
+    settings = {"early_stopping": 2, "early_stopping_metric": "accuracy", "eval_every": 1}
+    run, _ = train(prepare("classification", train=settings))
+    result = run.result() or {}
+    assert (result["step"], result["kept"], result["kept_step"], result["best"], result["metric"]) == (
+        4, "best", 2, 0.9, "accuracy",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", sorted(objectives.catalogue()))
+def test_every_task_measures_what_it_says(prepare: Callable[..., Run], task: str) -> None:
+    measures = objectives.find(task).measures
+    run, _ = train(prepare(task, train={"max_steps": 1, "early_stopping_metric": (*measures, "loss")[-1]}))
+    assert run.state() == "completed"
+    scored = {key.removeprefix("eval_") for key in run.metrics().evals[-1] if key.startswith("eval_")}
+    assert scored == {"loss", *measures}
+
+
+def test_an_adapter_that_is_as_it_was_is_no_success(prepare: Callable[..., Run]) -> None:
+    run, _ = train(prepare(method={"name": "bitfit"}, name="gpt2", train={"learning_rate": 1e-30, "max_steps": 2}))
+    (problem,) = (run.result() or {})["problem"]
+    assert run.state() == "failed" and "Nothing was learned" in problem["what"]
+    assert problem["field"] == "train.learning_rate"
