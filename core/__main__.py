@@ -200,6 +200,8 @@ def _work_here(run: Run) -> int:
     if result["outcome"] == "failed":
         print(result["message"], file=sys.stderr)
         return 2
+    if result["message"]:
+        print(result["message"], file=sys.stderr)
     print(
         f"{result['outcome']} at step {result['step']} of {result['steps']}; adapter in {run.folder / 'adapter'}"
         if result["adapter"]

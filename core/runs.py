@@ -31,6 +31,8 @@ State = Literal["queued", "starting", "running", "stalled", "stopping", "complet
 ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 """The states of a run that somebody works on, or will without being asked again."""
 
+_RESERVE, _RESERVED = ".reserve", 2**16
+
 
 class ExportConfig(Settings):
     """A job that turns a run's result into something to take away."""
@@ -293,12 +295,15 @@ class Run:
                 "versions": versions,
             }
             write_whole(self.folder / "worker.json", json.dumps(about, indent=2))
+            with contextlib.suppress(OSError):
+                (self.folder / _RESERVE).write_bytes(bytes(_RESERVED))
             yield
         finally:
             lock.release()
 
     def finish(self, outcome: State, message: str = "", **facts: Any) -> None:
         """Write result.json: the last thing that a worker does."""
+        (self.folder / _RESERVE).unlink(missing_ok=True)  # on a full disk, this is the room for it
         write_whole(
             self.folder / "result.json",
             json.dumps({"outcome": outcome, "message": message, **facts}, indent=2, ensure_ascii=False),

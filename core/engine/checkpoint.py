@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from core import disk
 from core.problem import Problem
 from core.runs import Run, sync_folder
 
@@ -46,10 +47,19 @@ def save_checkpoint(
         for name, parameter in trained.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    _save(trained, beside / "trained.safetensors")
-    _save(moments, beside / "optimizer.safetensors")
-    _save(random_states(), beside / "random.safetensors")
-    (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
+    # Once for the checkpoint's own, and once for the adapter beside it.
+    needed = 2 * sum(value.nbytes for value in trained.values()) + sum(value.nbytes for value in moments.values())
+    try:
+        disk.require(folder, needed)
+        _save(trained, beside / "trained.safetensors")
+        _save(moments, beside / "optimizer.safetensors")
+        _save(random_states(), beside / "random.safetensors")
+        (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if disk.is_full(error):
+            raise disk.DiskFull(disk.describe(folder, needed)) from error
+        raise
     manifest = {
         path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in (beside / name for name in _FILES)
     }

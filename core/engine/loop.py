@@ -41,7 +41,7 @@ from core.engine.model import (
     padding_token,
     peft_task,
 )
-from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
+from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs, reserve_moments
 from core.engine.quantization import count_parameters
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import choose_batch_size, count_steps
@@ -115,6 +115,12 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         inputs = measure_inputs(model, fresh, lambda: _read_some(model, reader, train_rows.rows, pad))
     ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, inputs)
     optimizer = create_optimizer(trained, config.train, ratios)
+    trainable = sum(parameter.numel() for parameter in trained.values())
+    try:
+        # Before the first rows: what is then left for them is found by trying.
+        reserve_moments(optimizer)
+    except RuntimeError as error:
+        refuse_optimizer(error, trainable)
     model, optimizer = accelerator.prepare(model, optimizer)  # type: ignore[assignment]
     state: dict[str, Any] = {
         "step": 0,
@@ -147,7 +153,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
             "started", steps=steps, rows=len(train_rows.rows), eval_rows=len(eval_rows.rows), tokens=train_rows.tokens,
             trained_tokens=train_rows.targets, cut_rows=train_rows.cut + eval_rows.cut, empty_rows=train_rows.empty + eval_rows.empty,
             dropped_rows=train_rows.dropped + eval_rows.dropped,
-            refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=sum(p.numel() for p in trained.values()),
+            refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=trainable,
             batch_size=batch_size, max_length=max_length, packing=reader.packs, dtype=str(dtype).removeprefix("torch."), device=describe_device()["device"],
         )  # fmt: skip
 
@@ -278,7 +284,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
             try:
                 optimizer.step()
             except RuntimeError as error:
-                refuse_optimizer(error, sum(p.numel() for p in trained.values()))
+                refuse_optimizer(error, trainable)
             adapted.after_step(ADAPTER, step + 1, steps)
         optimizer.zero_grad(set_to_none=True)
         step += 1

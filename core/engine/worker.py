@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import os
 import sys
 import traceback
 from typing import Any
 
-from core import changes, output
+from core import changes, disk, output
 from core.config import Config
+from core.disk import DiskFull
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import check_model
 from core.problem import Problem
@@ -41,21 +42,18 @@ def work(run: Run) -> dict[str, Any]:
                 result = _do(run, wishes)
         except Interrupted:
             result = {"outcome": "stopped"}  # before a first step of this worker: what was saved earlier is still there
+        except DiskFull as full:
+            result = _paused(full.problem)
         except Problem as problem:
             result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
-        except OSError as error:
-            traceback.print_exc()
-            full = error.errno == errno.ENOSPC
-            problem = (
-                Problem("The disk is full.", "{error}.", "Free some space and resume the run.", error=error)
-                if full
-                else _unforeseen(error)
-            )
-            result = {"outcome": "failed", "message": str(problem), "problem": problem.to_data()}
         except (Exception, SystemExit) as error:  # the reader of the folder must learn of anything that ends the work
-            traceback.print_exc()
-            unexpected = _unforeseen(error)
-            result = {"outcome": "failed", "message": str(unexpected), "problem": unexpected.to_data()}
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            if disk.is_full(error):
+                result = _paused(disk.describe(run.folder, 0))
+            else:
+                unexpected = _unforeseen(error)
+                result = {"outcome": "failed", "message": str(unexpected), "problem": unexpected.to_data()}
         if result["outcome"] == "stopped" and run.asked("discard"):
             run.discard()
             result |= {"discarded": True}
@@ -71,6 +69,11 @@ def work(run: Run) -> dict[str, Any]:
         } | result
         run.finish(**result)
     return result
+
+
+def _paused(problem: Problem) -> dict[str, Any]:
+    """It did not fail: as soon as there is room, it goes on."""
+    return {"outcome": "stopped", "message": str(problem), "problem": problem.to_data()}
 
 
 def _unforeseen(error: BaseException) -> Problem:

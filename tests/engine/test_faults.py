@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -19,13 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import changes, methods, objectives, runs
+from core import changes, disk, methods, objectives, runs
 from core.config import Config
 from core.engine import checkpoint as checkpoints
 from core.engine import loop, wishes, worker
 from core.engine.chat import Speaker
 from core.engine.export import export
-from core.engine.optim import learning_rate
+from core.engine.optim import create_optimizer, learning_rate, reserve_moments
 from core.problem import Problem
 from core.runs import Run
 
@@ -582,3 +583,68 @@ def test_an_adapter_that_is_as_it_was_is_no_success(prepare: Callable[..., Run])
     (problem,) = (run.result() or {})["problem"]
     assert run.state() == "failed" and "Nothing was learned" in problem["what"]
     assert problem["field"] == "train.learning_rate"
+
+
+@pytest.mark.parametrize("where", ["space", "save_file", "metrics", "adapter"])
+def test_a_full_disk_pauses_with_words_and_goes_on_exactly(
+    prepare: Callable[..., Run], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched, run = train(prepare())[0], prepare()
+    usage, save_file, append = shutil.disk_usage, checkpoints.save_file, loop.Log._append
+
+    def full(*arguments: Any, **more: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def from_step_five(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **more: (
+            full() if len(run.metrics().steps) >= 5 and where == name else real(*arguments, **more)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", from_step_five("save_file", save_file))
+        patch.setattr(loop.Log, "_append", from_step_five("metrics", append))
+        patch.setattr(loop.Adapted, "save", from_step_five("adapter", loop.Adapted.save))
+        if where == "space":
+            little = usage(run.folder)._replace(free=3 * 2**20 // 10)
+            patch.setattr(
+                disk.shutil, "disk_usage", lambda path: little if len(run.metrics().steps) >= 5 else usage(path)
+            )
+        worker.work(run)
+    result = run.result() or {}
+    assert (run.state(), run.resumable, result["step"]) == ("stopped", True, 6 if where != "metrics" else 5)
+    (problem,) = result["problem"]
+    assert "MB are needed" in problem["what"] and problem["facts"]["needed"] >= 1
+    if where == "space":
+        assert problem["facts"]["free"] == 0.3
+    assert not list((run.folder / "checkpoints").glob(".step-*"))
+    run.ask("resume")
+    assert_same(untouched, train(run)[0])
+
+
+def test_without_room_for_the_moments_nothing_begins(
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loop, "reserve_moments", full)
+    run, _ = train(prepare())
+    (problem,) = (run.result() or {})["problem"]
+    assert run.state() == "failed" and problem["field"] == "method" and "optimizer" in problem["what"]
+
+
+def test_moments_that_are_reserved_are_those_of_a_first_step() -> None:
+    course = []
+    for reserved in (True, False):
+        torch.manual_seed(0)
+        trained = {"a": torch.nn.Parameter(torch.randn(3, 2)), "b": torch.nn.Parameter(torch.randn(3))}
+        optimizer = create_optimizer(trained, Config.read({}).train)
+        if reserved:
+            reserve_moments(optimizer)
+        for parameter in trained.values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        state = [value for one in trained.values() for value in optimizer.state[one].values()]
+        course.append([*trained.values(), *state])
+    assert [value.dtype for value in course[0]] == [value.dtype for value in course[1]]
+    assert all(torch.equal(one, other) for one, other in zip(*course, strict=True))
