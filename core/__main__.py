@@ -210,13 +210,24 @@ def _work_here(run: Run) -> int:
     return 0
 
 
+_TOLD = ("damaged_checkpoint", "not_finite", "out_of_memory", "best_lost", "changed", "course", "stopped_early")
+"""Events that are printed while somebody looks on."""
+
+
 def _print_progress(run: Run, done: threading.Event) -> None:
     metrics = runs.Metrics(run.folder / "metrics.jsonl")
     metrics.read()
-    steps, evals = len(metrics.steps), len(metrics.evals)
+    steps, evals, events = len(metrics.steps), len(metrics.evals), len(metrics.events)
     while True:
         finished = done.wait(0.5)
         metrics.read()
+        for event in metrics.events[events:]:
+            if event["event"] in _TOLD:
+                facts = ", ".join(
+                    f"{key} {value}" for key, value in event.items() if key not in ("event", "step", "time")
+                )
+                print(f"step {event.get('step', 0)}: {event['event'].replace('_', ' ')}: {facts}", flush=True)
+        events = len(metrics.events)
         steps, evals = min(steps, len(metrics.steps)), min(evals, len(metrics.evals))
         for line in metrics.evals[evals:]:
             loss = "not finite" if line["eval_loss"] is None else f"{line['eval_loss']:.4f}"

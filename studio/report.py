@@ -13,6 +13,7 @@ from core.runs import ACTIVE, Metrics, Run, State
 from studio.charts import score_scale
 from studio.language import Language, keys
 
+_TROUBLE = ("damaged_checkpoint", "best_lost")
 SCORES = ("accuracy", "macro_f1", "exact_match", "f1", "rouge_l", "bleu")
 """What evaluations tell beside the loss, of all that they score; `eval_` stands before it in metrics.jsonl."""
 
@@ -106,8 +107,11 @@ def reason(words: Language, run: Run) -> str:
 
 
 def advice(words: Language, metrics: Metrics) -> str:
-    """What the numbers say of the course of the training, and what usually helps."""
-    return problems(words, advise(metrics), tone="warn")
+    """What the numbers say of the course of the training, with what usually helps, and what was found damaged."""
+    items = [event_text(words, event) for event in metrics.events if event.get("event") in _TROUBLE]
+    noted = "".join(f"<li>{escape(item)}</li>" for item in dict.fromkeys(items))
+    damaged = f"<div class='note warn' role='alert'><ul>{noted}</ul></div>" if noted else ""
+    return problems(words, advise(metrics), tone="warn") + damaged
 
 
 def badge(words: Language, state: str) -> str:
