@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import presets, runs
+from core import advice, changes, presets, runs
 from core.config import Config, assign, parse_assignment
 from core.model import PLAYGROUND, describe, locate
 from core.problem import Problem
@@ -65,9 +65,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--run-dir", type=Path, help="the run's folder (default: a new one among the studio's runs)")
     command("work", _work, "Do the job of a run folder (what the studio starts).", "run")
-    command("resume", _resume, "Go on with a run from its newest checkpoint.", "run")
+    sub = command("resume", _resume, "Go on with a run from its newest checkpoint.", "run")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="go on otherwise: train.epochs=5 makes it longer",
+    )
+    sub = command("change", _change, "Change a setting of a training that has begun, from its next step on.", "run")
+    sub.add_argument(
+        "--set", action="append", required=True, metavar="KEY=VALUE", help="such as train.learning_rate=1e-4"
+    )
     sub = command("stop", _stop, "Ask a run to stop; what it learned is kept.", "run")
-    sub.add_argument("--save", action="store_true", help="save a checkpoint now and go on")
+    sub.add_argument("--discard", action="store_true", help="throw away what it learned: adapter and checkpoints")
+    command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
     sub = command("runs", _runs, "List the runs.")
     sub.add_argument("--json", action="store_true")
     sub = command("estimate", _estimate, "What a configuration would train, on how much.", "config")
@@ -145,16 +157,30 @@ def _resume(options: argparse.Namespace) -> int:
     run = runs.find(options.run)
     if run.worker() is not None and run.result() is None:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id)
-    if not run.resumable:
+    told = dict(parse_assignment(text) for text in options.set)
+    # A finished one goes on when something makes it longer.
+    if not run.resumable and not (run.state() == "completed" and any(key in changes.PROLONGING for key in told)):
         raise Problem(
             "The run {run} cannot be resumed.",
             "It is {state}.",
-            "Start a new one with its settings.",
+            "Make it longer with --set train.epochs=5, or start a new one with its settings.",
             run=run.id,
             state=run.state(),
         )
+    if told:
+        changes.ask(run, told)
     run.ask("resume")
     return _work_here(run)
+
+
+def _change(options: argparse.Namespace) -> None:
+    run = runs.find(options.run)
+    if run.state() == "completed":
+        raise Problem(
+            "The run {run} is already completed.", to_do="Make it longer with `python -m core resume`.", run=run.id
+        )
+    changes.ask(run, dict(parse_assignment(text) for text in options.set))
+    print("It is taken at the next step." if run.worker() else "It is taken when the run is resumed.")
 
 
 def _work_here(run: Run) -> int:
@@ -169,9 +195,13 @@ def _work_here(run: Run) -> int:
     finally:
         done.set()
         printer.join(timeout=2)
+    for problem in advice.advise(run.metrics()):
+        print(problem, file=sys.stderr)
     if result["outcome"] == "failed":
         print(result["message"], file=sys.stderr)
         return 2
+    if result["message"]:
+        print(result["message"], file=sys.stderr)
     print(
         f"{result['outcome']} at step {result['step']} of {result['steps']}; adapter in {run.folder / 'adapter'}"
         if result["adapter"]
@@ -180,13 +210,24 @@ def _work_here(run: Run) -> int:
     return 0
 
 
+_TOLD = ("damaged_checkpoint", "not_finite", "out_of_memory", "best_lost", "changed", "course", "stopped_early")
+"""Events that are printed while somebody looks on."""
+
+
 def _print_progress(run: Run, done: threading.Event) -> None:
     metrics = runs.Metrics(run.folder / "metrics.jsonl")
     metrics.read()
-    steps, evals = len(metrics.steps), len(metrics.evals)
+    steps, evals, events = len(metrics.steps), len(metrics.evals), len(metrics.events)
     while True:
         finished = done.wait(0.5)
         metrics.read()
+        for event in metrics.events[events:]:
+            if event["event"] in _TOLD:
+                facts = ", ".join(
+                    f"{key} {value}" for key, value in event.items() if key not in ("event", "step", "time")
+                )
+                print(f"step {event.get('step', 0)}: {event['event'].replace('_', ' ')}: {facts}", flush=True)
+        events = len(metrics.events)
         steps, evals = min(steps, len(metrics.steps)), min(evals, len(metrics.evals))
         for line in metrics.evals[evals:]:
             loss = "not finite" if line["eval_loss"] is None else f"{line['eval_loss']:.4f}"
@@ -209,15 +250,26 @@ def _print_progress(run: Run, done: threading.Event) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    run = runs.find(options.run)
-    if run.state() not in ("running", "stopping", "queued"):
-        raise Problem("The run {run} is not running.", "It is {state}.", run=run.id, state=run.state())
-    run.ask("save" if options.save else "stop")
+    run = _find_active(options.run)
+    run.ask("discard" if options.discard else "stop")
     print(
-        "It saves a checkpoint after its present step."
-        if options.save
-        else "It stops after its present step; what it learned is kept."
+        "It stops; what it learned is thrown away."
+        if options.discard
+        else "It stops within seconds; what it learned is kept."
     )
+
+
+def _save(options: argparse.Namespace) -> None:
+    _find_active(options.run).ask("save")
+    print("It saves a checkpoint and goes on.")
+
+
+def _find_active(name: str) -> Run:
+    """The run of that name, which is at work or waits for it."""
+    run = runs.find(name)
+    if run.state() not in runs.ACTIVE:
+        raise Problem("The run {run} is not running.", "It is {state}.", run=run.id, state=run.state())
+    return run
 
 
 def _runs(options: argparse.Namespace) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from core.problem import Problem
@@ -274,6 +283,13 @@ class TrainSettings(Settings):
         le=1000,
     )
 
+    early_stopping_metric: Literal["loss", "accuracy", "macro_f1", "exact_match", "f1", "rouge_l", "bleu"] = knob(
+        "loss",
+        "Measured by",
+        "What early stopping goes by: the evaluation loss, or one of what the task measures.",
+        group="saving",
+    )
+
     @field_validator("batch_size", mode="plain")
     @classmethod
     def _read_batch_size(cls, value: Any) -> int | str:
@@ -354,6 +370,23 @@ class Config(Settings):
         from core import objectives
 
         return objectives.find(value).name
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> Self:
+        from core import objectives
+
+        measures = ("loss", *objectives.find(self.task).measures)
+        if self.train.early_stopping and self.train.early_stopping_metric not in measures:
+            raise Problem(
+                "The task {task} does not measure {metric}.",
+                "It measures {measures}.",
+                "Choose one of them.",
+                field="train.early_stopping_metric",
+                task=self.task,
+                metric=self.train.early_stopping_metric,
+                measures=", ".join(measures),
+            )
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,16 +19,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import psutil
 import yaml
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from core import sources
+from core import process, pulse, sources
 from core.config import Config, Settings, load_yaml
 from core.problem import Problem
 
-State = Literal["queued", "running", "stopping", "completed", "stopped", "failed", "interrupted"]
+State = Literal["queued", "starting", "running", "stalled", "stopping", "completed", "stopped", "failed", "interrupted"]
+ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
+"""The states of a run that somebody works on, or will without being asked again."""
+
+_RESERVE, _RESERVED = ".reserve", 2**16
 
 
 class ExportConfig(Settings):
@@ -90,15 +94,6 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _birth(pid: int) -> float | None:
-    """When the living process of that number was born; None for none, or for one that is dead but not yet buried."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.Error, ValueError):
-        return None
-
-
 @dataclass
 class Metrics:
     """What metrics.jsonl holds so far, read on from where the last look ended."""
@@ -130,7 +125,9 @@ class Metrics:
             if line["event"] == "resumed":
                 # What came after the checkpoint that the run goes on from did not happen.
                 self.steps = [old for old in self.steps if old["step"] <= line["step"]]
-                self.evals = [old for old in self.evals if old["step"] <= line["step"]]
+                # An evaluation that was broken off after that step is made again.
+                evaluated = line.get("evaluated", line["step"])
+                self.evals = [old for old in self.evals if old["step"] <= evaluated]
         elif "eval_loss" in line:
             self.evals.append(line)
         elif "step" in line:
@@ -169,7 +166,7 @@ class Run:
         """One of the folder's JSON files; None while there is none."""
         try:
             data = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return data if isinstance(data, dict) else None
 
@@ -182,25 +179,23 @@ class Run:
     def worker(self) -> dict[str, Any] | None:
         """The process that works on it, when it lives."""
         worker = self.read_json("worker.json")
-        if worker is None or worker.get("host") != socket.gethostname():
-            return None
-        pid, born = worker.get("pid"), worker.get("birth")
-        if not isinstance(pid, int) or not isinstance(born, int | float):
-            return None
-        birth = _birth(pid)
-        return worker if birth is not None and abs(birth - born) < 1 else None
+        mine = worker is not None and worker.get("host") == socket.gethostname()
+        return worker if mine and process.lives(worker) else None
 
     def asked(self, what: str) -> bool:
-        """Whether a reader asked for it: stop, save or resume."""
+        """Whether a reader asked for it: stop, discard (with stop), save or resume."""
         return (self.folder / "control" / what).exists()
 
-    def ask(self, what: Literal["stop", "save", "resume"]) -> None:
+    def ask(self, what: Literal["stop", "discard", "save", "resume"]) -> None:
         """Ask the worker for something: an empty file that it finds and takes."""
         folder = self.folder / "control"
         folder.mkdir(exist_ok=True)
         if what == "resume":
-            (folder / "stop").unlink(missing_ok=True)  # an old wish that nobody came to take
+            for old in ("stop", "discard"):
+                (folder / old).unlink(missing_ok=True)  # an old wish that nobody came to take
         (folder / what).touch(mode=0o600)
+        if what == "discard":
+            (folder / "stop").touch(mode=0o600)  # second, or it would stop and keep
 
     def take(self, what: str) -> bool:
         """The worker's side of `ask`: True once for each time it was asked."""
@@ -210,13 +205,19 @@ class Run:
             return False
         return True
 
+    def discard(self) -> None:
+        """Remove all that it learned; settings, numbers and samples stay."""
+        for name in ("checkpoints", "best", "adapter"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
     def state(self) -> State:
         """Worked out from the folder at every look, never stored."""
-        if self.worker() is not None:
-            # A resumed run keeps its old result until its worker takes it away; a worker that lives is running.
-            result = self.result()
-            if result is None:
-                return "stopping" if self.asked("stop") else "running"
+        worker = self.worker()
+        # A resumed run keeps its old result until its worker takes it away.
+        if worker is not None and self.result() is None:
+            if self.asked("stop"):
+                return "stopping"
+            return pulse.judge(pulse.read(self.folder / "metrics.jsonl"), worker["birth"], time.time())
         if self.asked("resume"):
             return "queued"
         result = self.result()
@@ -232,6 +233,11 @@ class Run:
     def has_adapter(self) -> bool:
         """Whether there is something to chat with."""
         return (self.folder / "adapter" / "adapter_config.json").exists()
+
+    def adapter_step(self) -> int | None:
+        """After how many steps what one can chat with was saved; None where there is nothing."""
+        step = (self.read_json("adapter/atelier.json") or {}).get("step")
+        return step if isinstance(step, int) and self.has_adapter() else None
 
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first, by step number."""
@@ -280,24 +286,24 @@ class Run:
                 run=self.id,
             ) from None
         try:
-            pid = os.getpid()
             versions = {
                 name: _version(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
             }
-            about = {
-                "pid": pid,
-                "birth": _birth(pid),
+            about = process.identify() | {
                 "host": socket.gethostname(),
                 "python": platform.python_version(),
                 "versions": versions,
             }
             write_whole(self.folder / "worker.json", json.dumps(about, indent=2))
+            with contextlib.suppress(OSError):
+                (self.folder / _RESERVE).write_bytes(bytes(_RESERVED))
             yield
         finally:
             lock.release()
 
     def finish(self, outcome: State, message: str = "", **facts: Any) -> None:
         """Write result.json: the last thing that a worker does."""
+        (self.folder / _RESERVE).unlink(missing_ok=True)  # on a full disk, this is the room for it
         write_whole(
             self.folder / "result.json",
             json.dumps({"outcome": outcome, "message": message, **facts}, indent=2, ensure_ascii=False),

@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from filelock import FileLock, Timeout
 
 import core
-from core import runs
+from core import process, runs
 from core.problem import Problem
 from core.runs import Run
 
@@ -117,9 +117,20 @@ class Launcher:
         return str((self._device or {}).get("device", ""))
 
     def stop(self, run: Run) -> None:
-        """Ask the worker to end at the next step; a run that still waits leaves the queue."""
-        if run.state() in ("queued", "running"):
-            run.ask("stop")
+        """Ask the worker to end, and to keep what was learned; a run that still waits leaves the queue."""
+        self._ask(run, "stop")
+
+    def discard(self, run: Run) -> None:
+        """Ask the worker to end, and to throw away what was learned."""
+        self._ask(run, "discard")
+
+    def save(self, run: Run) -> None:
+        """Ask the worker for a checkpoint; it goes on."""
+        self._ask(run, "save")
+
+    def _ask(self, run: Run, what: Literal["stop", "discard", "save"]) -> None:
+        if run.state() in runs.ACTIVE:
+            run.ask(what)
             self.wake()
 
     def resume(self, run: Run) -> None:
@@ -170,16 +181,14 @@ class Launcher:
             run.finish("failed", f"The worker could not be started: {error}", step=0)
             return
         self._children[run.id] = child, started
-        with contextlib.suppress(psutil.Error, OSError):
-            note = {"pid": child.pid, "birth": psutil.Process(child.pid).create_time()}
-            runs.write_whole(run.folder / _NOTE, json.dumps(note))
+        with contextlib.suppress(OSError):
+            runs.write_whole(run.folder / _NOTE, json.dumps(process.identify(child.pid)))
 
     def _is_starting(self, run: Run) -> bool:
         """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
         if run.id in self._children:
             return True
-        note = run.read_json(_NOTE) or {}
-        return _lives(note.get("pid"), note.get("birth"))
+        return process.lives(run.read_json(_NOTE))
 
     def _bury(self) -> None:
         """Take in the children that ended; one that ended before it could say anything is given its last words."""
@@ -213,19 +222,11 @@ def _signed_in(run: Run, started: float) -> bool:
     return isinstance(birth, int | float) and birth > started - 2
 
 
-def _lives(pid: Any, birth: Any) -> bool:
-    """Whether the process of that number is still the one that was born then, and no zombie."""
-    if not isinstance(pid, int) or not isinstance(birth, int | float):
-        return False
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - birth) < 1
-    return False
-
-
 def _cancel(run: Run) -> None:
     """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before."""
-    run.take("stop")
-    run.take("resume")
+    if run.take("discard"):
+        run.discard()
+    for wish in ("stop", "resume", "save"):
+        run.take(wish)
     if run.state() == "queued":
         run.finish("stopped", "It was taken out of the queue before it began.", step=0)

@@ -66,13 +66,21 @@ class Panel:
         self.seen = gr.State("")
         self.head = gr.HTML(elem_classes=["run-card"])
         with gr.Row(elem_classes=["actions"]):
-            self.stop = gr.Button(words.t("common.stop"), variant="stop", visible=False, size="md", min_width=100)
+            self.stop = gr.Button(words.t("common.stop_keep"), variant="stop", visible=False, size="md", min_width=100)
+            self.save = gr.Button(words.t("common.save_now"), visible=False, size="md", min_width=100)
+            self.discard = gr.Button(words.t("common.discard"), visible=False, size="md", min_width=100)
             self.resume = gr.Button(
                 words.t("common.resume"), variant="primary", visible=False, size="md", min_width=100
             )
             self.chat = gr.Button(words.t("common.chat_with_it"), visible=False, size="md", min_width=120)
             self.export = gr.Button(words.t("common.export_it"), visible=False, size="md", min_width=100)
+        with gr.Column(visible=False) as self.sure:
+            gr.HTML(f"<p class='strong'>{report.escape(words.t('common.discard_sure'))}</p>")
+            with gr.Row(elem_classes=["actions"]):
+                self.yes = gr.Button(words.t("common.discard_yes"), variant="stop", size="md", min_width=100)
+                self.no = gr.Button(words.t("common.discard_no"), size="md", min_width=100)
         self.trouble = gr.HTML()
+        self.advice = gr.HTML()
         with gr.Column(elem_classes=["plots"]):
             self.chart = charts.component(words.t("common.loss_chart"))
             self.small = charts.component(words.t("common.small_charts"), kind="small")
@@ -90,10 +98,14 @@ class Panel:
             self.seen,
             self.head,
             self.stop,
+            self.save,
+            self.discard,
+            self.sure,
             self.resume,
             self.chat,
             self.export,
             self.trouble,
+            self.advice,
             self.chart,
             self.small,
             self.matrix,
@@ -117,12 +129,18 @@ class Panel:
 
     def _draw(self, run: Run) -> Updates:
         words, metrics, state = self.page.words, read_metrics(run), run.state()
+        busy = state in ("starting", "running", "stalled")
         return {
             self.head: report.headline(words, run, metrics),
-            self.stop: gr.update(visible=state in ("queued", "running")),
+            self.stop: gr.update(visible=busy or state == "queued"),
+            self.save: gr.update(visible=busy and bool(metrics.steps)),
+            self.discard: gr.update(visible=busy),
+            # Whoever is asked whether it shall be thrown away is not asked again when it has ended meanwhile.
+            **({} if busy else {self.sure: gr.update(visible=False)}),
             self.resume: gr.update(visible=run.resumable),
             self.chat: gr.update(visible=run.has_adapter(), value=self._invitation(run)),
             self.export: gr.update(visible=run.has_adapter() and state not in report.ACTIVE),
+            self.advice: report.advice(words, metrics),
             self.chart: {"figures": [charts.loss_figure(metrics, run.id, self._names())] if metrics.steps else []},
             self.small: {"figures": self._small(metrics, run.id)},
             self.matrix: {"figures": self._matrix(run, metrics)},
@@ -180,7 +198,17 @@ class Panel:
         self.page.timer.tick(refresh, **look, **quick)
         self.run.change(refresh, **look, **quick)
         self.page.blocks.load(lambda run_id: refresh(run_id, ""), inputs=[self.run], outputs=self.outputs, **quick)
-        for button, act in ((self.stop, self.page.launcher.stop), (self.resume, self.page.launcher.resume)):
+        launcher = self.page.launcher
+        self.discard.click(lambda: gr.update(visible=True), outputs=[self.sure], **quick)
+        for button in (self.yes, self.no):
+            button.click(lambda: gr.update(visible=False), outputs=[self.sure], **quick)
+        acts = (
+            (self.stop, launcher.stop),
+            (self.save, launcher.save),
+            (self.yes, launcher.discard),
+            (self.resume, launcher.resume),
+        )
+        for button, act in acts:
             button.click(
                 lambda run_id, act=act: self._act(run_id, act), inputs=[self.run], outputs=self.outputs, **quick
             )

@@ -7,12 +7,13 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.advice import advise
 from core.problem import Problem
-from core.runs import Metrics, Run, State
+from core.runs import ACTIVE, Metrics, Run, State
 from studio.charts import score_scale
 from studio.language import Language, keys
 
-ACTIVE = ("queued", "running", "stopping")
+_TROUBLE = ("damaged_checkpoint", "best_lost")
 SCORES = ("accuracy", "macro_f1", "exact_match", "f1", "rouge_l", "bleu")
 """What evaluations tell beside the loss, of all that they score; `eval_` stands before it in metrics.jsonl."""
 
@@ -47,7 +48,7 @@ def sentence(words: Language, run: Run, metrics: Metrics, state: State | None = 
     state = state or run.state()
     step, steps = progress(run, metrics)
     known = {"step": words.number(step), "steps": words.number(steps) if steps else "?"}
-    if state == "running" and (doing := _doing(words, metrics)):
+    if state in ("starting", "running") and (doing := _doing(words, metrics)):
         return doing
     said = [words.t(f"common.state_{state}", **known)]
     if not step and state in ("stopped", "failed", "interrupted"):
@@ -55,12 +56,25 @@ def sentence(words: Language, run: Run, metrics: Metrics, state: State | None = 
     if state == "queued" and run.asked("resume"):
         said = [words.t("common.state_resuming")]
     if state in ("stopped", "failed", "interrupted"):
-        kept = run.checkpoints()
-        if kept:
-            said.append(words.t("common.checkpoint_kept", step=words.number(int(kept[-1].name.removeprefix("step-")))))
-        elif not run.has_adapter():
-            said.append(words.t("common.nothing_kept"))
+        said += _on_disk(words, run)
+        following = [words.t("common.resume")] if run.resumable else []
+        if run.has_adapter():
+            following += [words.t("common.chat_with_it"), words.t("common.export_it")]
+        said += [words.t("common.next", what=" · ".join(following))] if following else []
     return " ".join(said)
+
+
+def _on_disk(words: Language, run: Run) -> list[str]:
+    """What is left of a run that ended before its end."""
+    kept = run.checkpoints()
+    if (run.result() or {}).get("discarded"):
+        return [words.t("common.discarded")]
+    said = []
+    if kept:
+        said.append(words.t("common.checkpoint_kept", step=words.number(int(kept[-1].name.removeprefix("step-")))))
+    if (step := run.adapter_step()) is not None:
+        said.append(words.t("common.adapter_kept", step=words.number(step)))
+    return said if kept or run.has_adapter() else [words.t("common.nothing_kept")]
 
 
 def _doing(words: Language, metrics: Metrics) -> str:
@@ -92,6 +106,14 @@ def reason(words: Language, run: Run) -> str:
     return f"<div class='note bad' role='alert'><pre>{escape(message)}</pre></div>"
 
 
+def advice(words: Language, metrics: Metrics) -> str:
+    """What the numbers say of the course of the training, with what usually helps, and what was found damaged."""
+    items = [event_text(words, event) for event in metrics.events if event.get("event") in _TROUBLE]
+    noted = "".join(f"<li>{escape(item)}</li>" for item in dict.fromkeys(items))
+    damaged = f"<div class='note warn' role='alert'><ul>{noted}</ul></div>" if noted else ""
+    return problems(words, advise(metrics), tone="warn") + damaged
+
+
 def badge(words: Language, state: str) -> str:
     """The state as a coloured word."""
     return f"<span class='badge {escape(state)}'>{escape(words.t(f'common.word_{state}'))}</span>"
@@ -107,7 +129,7 @@ def headline(words: Language, run: Run, metrics: Metrics) -> str:
         f"<div class='bar' role='progressbar' aria-valuemin='0' aria-valuemax='100' aria-valuenow='{share * 100:.0f}'"
         f" aria-label='{escape(words.t('common.progress'))}'><span class='{escape(state)}' style='width:{share * 100:.1f}%'></span></div>"
     )
-    waits = (state == "running" and not metrics.steps) or state == "queued"
+    waits = state == "starting" or (state == "running" and not metrics.steps) or state == "queued"
     if waits:
         bar = "<div class='bar busy'><span></span></div>"
     return (
@@ -136,7 +158,7 @@ def _moment(words: Language, state: str, step: int, steps: int, last: Mapping[st
     )
     if _is_number(last.get("memory_gb")):
         tiles.append((words.t("common.memory"), f"{last['memory_gb']:.1f} GB"))
-    if state == "running" and _is_number(last.get("eta_s")):
+    if state in ("running", "stalled") and _is_number(last.get("eta_s")):
         tiles.append((words.t("common.left"), words.duration(last["eta_s"])))
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles)
     return f"<dl class='tiles'>{cells}</dl>"

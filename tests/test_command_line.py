@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,3 +318,18 @@ def test_serving_ends_with_its_parent(place: Path, tmp_path: Path, family: Calla
         parent.kill()
         parent.wait()
         child.kill()
+
+
+def test_a_finished_run_is_made_longer(place: Path, trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "longer")
+    core = functools.partial(run_core, place)
+    refused = core("resume", folder, check=False)
+    assert refused.returncode == 2 and "completed" in refused.stderr
+    assert core("resume", folder, "--set", "train.learning_rate=0.5", check=False).returncode == 2
+    wrong = core("resume", folder, "--set", "train.max_steps=8", "--set", "method.rank=2", check=False)
+    assert wrong.returncode == 2 and "method.rank" in wrong.stderr
+    done = core("resume", folder, "--set", "train.max_steps=8")
+    assert "completed at step 8 of 8" in done.stdout
+    assert "is already completed" in core("change", folder, "--set", "train.max_steps=9", check=False).stderr
+    for asked in ("save", "stop"):
+        assert "is not running" in core(asked, folder, check=False).stderr

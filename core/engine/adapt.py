@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -771,10 +772,12 @@ class Adapted:
         else:
             assert isinstance(method, SelectiveMethod)
             config |= method.to_peft(adapter.whole)
+        weights = save(self.state(name), metadata={"format": "pt"})
         about = {"method": {"name": method.name} | method.model_dump(mode="json"), "base": public_name(base)} | dict(
             about
         )
-        write_whole(folder / "adapter_model.safetensors", save(self.state(name), metadata={"format": "pt"}))
+        about |= {"sha256": hashlib.sha256(weights).hexdigest()}
+        write_whole(folder / "adapter_model.safetensors", weights)
         write_whole(folder / "atelier.json", json.dumps(about, indent=2, ensure_ascii=False))
         write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False))
 

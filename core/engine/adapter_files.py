@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,18 @@ from core.problem import Problem
 
 #: What PEFT puts before the name of every layer.
 PREFIX = "base_model.model."
+_LOOKS = 5
+
+
+def holds(folder: Path, step: int) -> bool:
+    """Whether an adapter that a run wrote is there, is of that step, and has the very bytes that were written."""
+    try:
+        about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
+        return (
+            about["step"] == step and about["sha256"] == _sha256(folder) and (folder / "adapter_config.json").exists()
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
@@ -56,6 +69,24 @@ def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], Method]:
         return tensors, method.from_peft(config, {key: tuple(value.shape) for key, value in tensors.items()})  # type: ignore[attr-defined]
     about = json.loads((folder / "atelier.json").read_text(encoding="utf-8"))
     return tensors, method.model_validate({key: value for key, value in about["method"].items() if key != "name"})
+
+
+def check_bytes(folder: Path) -> None:
+    """Raise a Problem when a run's weights are not those that it saved: safetensors looks at structure, not at bits."""
+    for _ in range(_LOOKS):
+        try:
+            expected = json.loads((folder / "atelier.json").read_text(encoding="utf-8")).get("sha256")
+        except (OSError, ValueError, AttributeError):
+            return
+        if not expected or _sha256(folder) == expected:
+            return
+        time.sleep(0.2)  # it may be just being saved: two files take their places one after the other
+    raise Problem(
+        "The adapter in {folder} is damaged.",
+        "Its weights are not those that were saved.",
+        "Fetch it again, or go back to a checkpoint.",
+        folder=folder.name,
+    )
 
 
 def compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -115,5 +146,9 @@ def public_name(name: str) -> str:
 
 def digest(folder: Path) -> str:
     """The first twelve hex digits of the SHA-256 of an adapter's weights: says which weights made an answer."""
+    return _sha256(folder)[:12]
+
+
+def _sha256(folder: Path) -> str:
     with (folder / "adapter_model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 from core import objectives
 from core.config import ModelSettings
 from core.engine.adapt import Adapted, Weights
-from core.engine.adapter_files import digest
+from core.engine.adapter_files import check_bytes, digest
 from core.engine.data import Reader, Tokens
 from core.engine.generate import Sampling, TextStream, generate
 from core.engine.model import choose_dtype, end_token_ids, find_device, has_trained_head, load_model, longest_input
@@ -183,6 +183,7 @@ class Speaker:
         # The digest is part of the name: an adapter that is trained on meanwhile is another adapter.
         name = f"{run.id}-{self._digest(run)}".replace(".", "-")
         if name not in self._loaded:
+            check_bytes(folder)
             self.adapted.load(name, folder)
             self._loaded[name] = (run, _about(run))
             for old in [old for old in self._loaded if old != name and old not in busy][

@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from core import disk
 from core.problem import Problem
 from core.runs import Run, sync_folder
+
+_FILES = ("trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
 
 
 def save_checkpoint(
@@ -44,11 +47,22 @@ def save_checkpoint(
         for name, parameter in trained.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    _save(trained, beside / "trained.safetensors")
-    _save(moments, beside / "optimizer.safetensors")
-    _save(_random_states(), beside / "random.safetensors")
-    (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
-    manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(beside.iterdir())}
+    # Once for the checkpoint's own, and once for the adapter beside it.
+    needed = 2 * sum(value.nbytes for value in trained.values()) + sum(value.nbytes for value in moments.values())
+    try:
+        disk.require(folder, needed)
+        _save(trained, beside / "trained.safetensors")
+        _save(moments, beside / "optimizer.safetensors")
+        _save(random_states(), beside / "random.safetensors")
+        (beside / "state.json").write_text(json.dumps(dict(state) | {"step": step}, indent=2), encoding="utf-8")
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if disk.is_full(error):
+            raise disk.DiskFull(disk.describe(folder, needed)) from error
+        raise
+    manifest = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in (beside / name for name in _FILES)
+    }
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for path in beside.iterdir():
         _sync(path)
@@ -106,15 +120,20 @@ def load_checkpoint(
         # AdamW keeps its step count on the CPU and its moments beside the parameter.
         # A copy: what is read from a file stays tied to it, and Windows removes no file that is in use.
         optimizer.state[parameter][kind] = value.clone() if kind == "step" else value.clone().to(parameter.device)
-    random_states = load_file(path / "random.safetensors")
-    torch.set_rng_state(random_states["cpu"].clone())
-    # A run that goes on upon another kind of device has no use for the random state of the first.
-    if _device_key() in random_states:
-        torch.get_device_module().set_rng_state(random_states[_device_key()].clone())
+    restore_random(load_file(path / "random.safetensors"))
     return read_state(path)
 
 
-def _random_states() -> dict[str, torch.Tensor]:
+def restore_random(states: Mapping[str, torch.Tensor]) -> None:
+    """Set the generators of random numbers to what `random_states` found."""
+    torch.set_rng_state(states["cpu"].clone())
+    # A run that goes on upon another kind of device has no use for the random state of the first.
+    if _device_key() in states:
+        torch.get_device_module().set_rng_state(states[_device_key()].clone())
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Where the generators of random numbers are: the CPU's, and the device's where there is one."""
     states = {"cpu": torch.get_rng_state()}
     if torch.accelerator.is_available():
         states[_device_key()] = torch.get_device_module().get_rng_state()
@@ -126,19 +145,29 @@ def _device_key() -> str:
     return f"device-{accelerator.type}" if accelerator else "device-none"
 
 
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of tensors by name: alike only where not one bit of them differs."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def _holds(path: Path) -> bool:
+    """Whether a checkpoint has each of its files, and in each the very bytes that were written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest) and all(
-            (path / Path(name).name).stat().st_size == entry["size"]
-            and _sha256(path / Path(name).name) == entry["sha256"]
-            for name, entry in manifest.items()
+        # By our own names: what else a manifest may name is never opened.
+        return all(
+            (path / name).stat().st_size == manifest[name]["size"] and _sha256(path / name) == manifest[name]["sha256"]
+            for name in _FILES
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 

@@ -16,10 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from core import methods, objectives
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
-from core.engine.adapter_files import PREFIX, digest, public_name
+from core.engine.adapter_files import PREFIX, check_bytes, digest, public_name
 from core.engine.data import PLAIN_TEMPLATE, Tokens
 from core.engine.layers import cannot_merge
-from core.engine.loop import Log
+from core.engine.log import Log
 from core.engine.model import choose_dtype, end_token_ids, find_device, load_model
 from core.engine.quantization import dequantized_weights
 from core.formats import Message
@@ -135,6 +135,7 @@ def check_method(method: Any, to: str) -> None:
 
 
 def _export_adapter(run: Run, out: Path) -> None:
+    check_bytes(run.folder / "adapter")
     for name in _ADAPTER_FILES:
         write_whole(out / name, (run.folder / "adapter" / name).read_bytes())
     _write_template(run, out)
@@ -244,6 +245,7 @@ class _Source:
             for path, weight in (weights or {}).items():
                 self.model.get_parameter(path).copy_(weight)
         self.adapted = Adapted(self.model)
+        check_bytes(run.folder / "adapter")
         self.adapted.load(_NAME, run.folder / "adapter")
         self.had_template = bool(self.tokenizer.chat_template)
         self.probe = _ask(self.model, self.tokenizer, self.objective)

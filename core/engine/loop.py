@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from core import changes
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
-from core.engine.checkpoint import find_checkpoint, load_checkpoint, read_state, save_checkpoint
+from core.engine.adapter_files import holds
+from core.engine.checkpoint import (
+    digest,
+    find_checkpoint,
+    load_checkpoint,
+    random_states,
+    read_state,
+    restore_random,
+    save_checkpoint,
+)
 from core.engine.data import Reader, Tokens, collate
 from core.engine.evaluate import measure, write_answers
+from core.engine.log import Log, Speed, memory_in_use
 from core.engine.material import Material
+from core.engine.memory import halve_micro_batch, refuse_optimizer
 from core.engine.model import (
     choose_dtype,
     describe_device,
@@ -31,9 +41,10 @@ from core.engine.model import (
     padding_token,
     peft_task,
 )
-from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
+from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs, reserve_moments
 from core.engine.quantization import count_parameters
 from core.engine.rows import order_rows
+from core.engine.wishes import Interrupted, Wishes
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
 from core.objectives import Objective, Row
@@ -44,43 +55,7 @@ ADAPTER = "default"
 _BROKEN_STEPS = 5  # so many steps in a row without a finite gradient end the run
 
 
-class Log:
-    """metrics.jsonl and samples.jsonl, a whole line at a time."""
-
-    def __init__(self, run: Run):
-        self.folder = run.folder
-        self.fresh = not (run.folder / "metrics.jsonl").exists()
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
-            # A killed worker may have left half a line; the next one must not be glued to it.
-            if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-                with path.open("ab") as file:
-                    file.write(b"\n")
-
-    def write(self, **numbers: Any) -> None:
-        self._append(
-            "metrics.jsonl", {key: _round(value) for key, value in numbers.items()} | {"time": round(time.time(), 2)}
-        )
-
-    def event(self, event: str, step: int = 0, **facts: Any) -> None:
-        self.write(event=event, step=step, **facts)
-
-    def sample(self, step: int, prompt: str, answer: str) -> None:
-        self._append("samples.jsonl", {"step": step, "prompt": prompt, "answer": answer})
-
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, float):
-        # JSON knows no NaN; a gap in the curve is what it means.
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-def train(run: Run, config: Config) -> dict[str, Any]:
+def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
     """Train a run from its newest checkpoint, or from the start, to its end or until it is told to stop.
 
     Returns:
@@ -88,7 +63,9 @@ def train(run: Run, config: Config) -> dict[str, Any]:
 
     Raises:
         Problem: when model, data and settings do not go together, or the training diverges.
+        Interrupted: when it is told to stop before its first step.
     """
+    wishes.may_break("stop")  # there is nothing yet that could be lost
     log = Log(run)
     accelerator = Accelerator(gradient_accumulation_steps=1, mixed_precision=_mixed_precision(config))
     device = accelerator.device
@@ -139,30 +116,45 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         inputs = measure_inputs(model, fresh, lambda: _read_some(model, reader, train_rows.rows, pad))
     ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, inputs)
     optimizer = create_optimizer(trained, config.train, ratios)
+    trainable = sum(parameter.numel() for parameter in trained.values())
+    try:
+        # Before the first rows: what is then left for them is found by trying.
+        reserve_moments(optimizer)
+    except RuntimeError as error:
+        refuse_optimizer(error, trainable)
     model, optimizer = accelerator.prepare(model, optimizer)  # type: ignore[assignment]
     state: dict[str, Any] = {
         "step": 0,
+        "evaluated": -1,
         "tokens": 0,
         "seconds": 0.0,
-        "best_loss": None,
+        "best": None,
         "best_step": 0,
         "worse": 0,
+        "broken": 0,
         "micro_batch": batch_size,
         "inputs": inputs,
+        "changed": 0,
     }
     for path in damaged:
         log.event("damaged_checkpoint", name=path.name)
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, trained | adapted.frozen(ADAPTER), optimizer)
-        log.event("resumed", step=state["step"], steps=steps)
+        state |= load_checkpoint(checkpoint, trained | adapted.frozen(ADAPTER), optimizer)
+        if accelerator.scaler is not None and "scaler" in state:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        # Its settings as they were then; what was changed later is changed again when that step comes.
+        config = changes.apply(config, changes.taken(run)[: state["changed"]])
+        steps = count_steps(config, len(train_rows.rows), batch_size)
+        log.event("resumed", step=state["step"], evaluated=state["evaluated"], steps=steps)
     else:
+        state["start"] = digest(trained)
         if not log.fresh:
             log.event("resumed", step=-1, steps=steps)  # whatever an earlier try wrote did not happen
         log.event(
             "started", steps=steps, rows=len(train_rows.rows), eval_rows=len(eval_rows.rows), tokens=train_rows.tokens,
             trained_tokens=train_rows.targets, cut_rows=train_rows.cut + eval_rows.cut, empty_rows=train_rows.empty + eval_rows.empty,
             dropped_rows=train_rows.dropped + eval_rows.dropped,
-            refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=sum(p.numel() for p in trained.values()),
+            refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=trainable,
             batch_size=batch_size, max_length=max_length, packing=reader.packs, dtype=str(dtype).removeprefix("torch."), device=describe_device()["device"],
         )  # fmt: skip
 
@@ -174,11 +166,11 @@ def train(run: Run, config: Config) -> dict[str, Any]:
                 if text is not None:
                     log.sample(step, prompt.text, text)
 
-    def evaluate(step: int) -> float | None:
+    def evaluate(step: int) -> dict[str, float]:
         log.event("doing", step=step, doing="evaluating")
         answer_prompts(step)
         if not eval_rows.rows:
-            return None
+            return {}
         while True:
             try:
                 measured = measure(
@@ -187,25 +179,24 @@ def train(run: Run, config: Config) -> dict[str, Any]:
                 )  # fmt: skip
                 break
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                _halve_micro_batch(error, state, eval_rows.rows, log, step)
+                halve_micro_batch(error, state, eval_rows.rows, log, step)
         loss, scored = measured.loss, measured.scored
         if objective.generates and config.samples.scored:
             scored = write_answers(
                 model, tokens, objective, eval_rows, most=config.samples.scored,
                 max_tokens=config.samples.max_new_tokens, stop=lambda: run.asked("stop"),
             )  # fmt: skip
-        log.write(
-            step=step, eval_loss=loss, **{f"eval_{name}": value for name, value in objective.score(scored).items()}
-        )
+        if run.asked("stop"):
+            raise Interrupted  # it did not answer all, and is made anew when the run goes on
+        scores = objective.score(scored)
+        log.write(step=step, eval_loss=loss, **{f"eval_{name}": value for name, value in scores.items()})
         if step == 0 and not math.isfinite(loss):
             raise Problem(
                 "The base model's loss on these rows is not a finite number.",
                 to_do="The model's files are broken, or its precision does not suit it: fetch it again, or choose float32.",
                 field="model.name",
             )
-        return loss if math.isfinite(loss) else None
+        return {"loss": loss, **scores}
 
     def save_adapter(folder: Path, step: int) -> None:
         about = {"run": run.id, "task": config.task, "step": step, "own_template": tokens.own_template}
@@ -213,21 +204,61 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         adapted.save(ADAPTER, folder, base=config.model.name, about=about, task_type=peft_task(objective))
 
     def save(step: int) -> None:
+        nonlocal saved, clock
+        state["seconds"], clock = state["seconds"] + time.monotonic() - clock, time.monotonic()
+        if accelerator.scaler is not None:
+            state["scaler"] = accelerator.scaler.state_dict()
         kept = trained | adapted.frozen(ADAPTER)
         save_checkpoint(run, step, kept, optimizer.optimizer, state, config.train.keep)
         log.event("saved", step=step)
+        save_adapter(run.folder / "adapter", step)
+        saved = step
 
-    if checkpoint is None:
-        loss = evaluate(0)
-        state |= {"best_loss": loss}
+    saved, clock, speed = state["step"], time.monotonic(), Speed()
+    best = run.folder / "best"
+    if saved and not holds(run.folder / "adapter", saved):
+        save_adapter(run.folder / "adapter", saved)  # killed between the checkpoint and its adapter, or damaged since
+    wishes.may_break()
     model.train()
-    outcome, broken, started_at = "completed", 0, time.monotonic()
-    speed = _Speed()
-    step = state["step"]
-    while step < steps and not _is_enough(state, config):
+    while True:
+        # What is due at this step: another setting, an evaluation, a checkpoint, the end.
+        step = state["step"]
+        asked = changes.take(run, step)
+        while state["changed"] < len(asked) and asked[state["changed"]]["step"] <= step:
+            before, was = config, steps
+            config = changes.apply(config, asked[state["changed"] : state["changed"] + 1])
+            steps = count_steps(config, len(train_rows.rows), batch_size)
+            state |= {"changed": state["changed"] + 1, "worse": 0}
+            if config.train.early_stopping_metric != before.train.early_stopping_metric:
+                state |= {"best": None, "best_step": 0}
+            _tell_changes(log, step, before, config, was, steps)
+        due = step in (0, steps) or step > steps or _is_due(step, config.train.eval_every)
+        if state["evaluated"] < step and due:
+            # What an evaluation draws at random, or one that is broken off, must not change the steps that follow.
+            with wishes.breakable(), torch.random.fork_rng():
+                state |= _judge(evaluate(step), step, state, config.train.early_stopping_metric)
+            model.train()
+        evaluated = state["evaluated"] == step or not due
+        is_best = bool(config.train.early_stopping) and 0 < step == state["best_step"]
+        enough = evaluated and _is_enough(state, config)
+        last = evaluated and (step >= steps or enough)
+        if (run.take("save") and step > 0) or (
+            saved < step and (last or is_best or (evaluated and _is_due(step, config.train.save_every)))
+        ):
+            save(step)
+        if is_best and not holds(best, step):
+            save_adapter(best, step)  # after the checkpoint, so that no older checkpoint is left with a newer best
+        if enough and step < steps:
+            log.event("stopped_early", step=step, best_step=state["best_step"])
+        if last:
+            outcome = "completed"
+            break
         if run.take("stop"):
             outcome = "stopped"
             break
+        if not evaluated:
+            continue  # it was broken off by the wish for a checkpoint, and is begun anew
+
         # One window: its rows, its micro-batches, one optimizer step.
         epoch, index = divmod(step, per_epoch)
         order = order_rows(len(train_rows.rows), config.train.seed, epoch)
@@ -235,16 +266,15 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         rate = learning_rate(step, steps, config.train)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
-        began = time.monotonic()
+        began, before, loss = time.monotonic(), random_states(), None
         try:
-            loss = _backward(rows, state["micro_batch"], model, reader, objective, accelerator, pad, pack)
-            penalty = adapted.penalty(ADAPTER)
-            if penalty is not None:
-                accelerator.backward(penalty)
+            with wishes.breakable():
+                loss = _backward(rows, state["micro_batch"], model, reader, objective, accelerator, adapted, pad, pack)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            _halve_micro_batch(error, state, rows, log, step)
+            halve_micro_batch(error, state, rows, log, step)
+        if loss is None:
+            # Broken off in the middle: it is as if it had not begun.
+            restore_random(before)
             optimizer.zero_grad(set_to_none=True)
             continue
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.train.max_grad_norm or math.inf))
@@ -252,63 +282,94 @@ def train(run: Run, config: Config) -> dict[str, Any]:
         scaled = accelerator.scaler is not None
         finite = math.isfinite(loss) and (scaled or math.isfinite(norm))
         if finite or scaled:
-            optimizer.step()
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                refuse_optimizer(error, trainable)
             adapted.after_step(ADAPTER, step + 1, steps)
-        if finite:
-            broken = 0
-        else:
-            broken += 1
-            log.event("not_finite", step=step + 1, in_a_row=broken)
         optimizer.zero_grad(set_to_none=True)
         step += 1
         size = sum(row.length for row in rows)
-        state |= {"step": step, "tokens": state["tokens"] + size}
+        state |= {"step": step, "tokens": state["tokens"] + size, "broken": 0 if finite else state["broken"] + 1}
+        if not finite:
+            log.event("not_finite", step=step, in_a_row=state["broken"])
         speed.add(size, time.monotonic() - began)
         log.write(
             step=step, steps=steps, epoch=step / per_epoch, loss=loss, learning_rate=rate, grad_norm=norm, tokens=state["tokens"],
-            tokens_per_second=speed.tokens_per_second, memory_gb=_memory(device), eta_s=speed.seconds_per_step * (steps - step),
+            tokens_per_second=speed.tokens_per_second, memory_gb=memory_in_use(device), eta_s=speed.seconds_per_step * (steps - step),
         )  # fmt: skip
-        if broken >= _BROKEN_STEPS:
-            save_adapter(run.folder / "adapter", step - broken)
-            _fail(broken, step)
+        if state["broken"] >= _BROKEN_STEPS:
+            break
 
-        # What is due after this step.
-        last = step == steps
-        if last or (config.train.eval_every and step % config.train.eval_every == 0):
-            loss_now = evaluate(step)
-            if loss_now is not None and (state["best_loss"] is None or loss_now < state["best_loss"]):
-                state |= {"best_loss": loss_now, "best_step": step, "worse": 0}
-                if config.train.early_stopping:
-                    save_adapter(run.folder / "best", step)
-            elif loss_now is not None:
-                state["worse"] += 1
-            model.train()
-        enough = _is_enough(state, config)
-        asked = run.take("save")
-        if last or enough or asked or (config.train.save_every and step % config.train.save_every == 0):
-            state["seconds"] += time.monotonic() - started_at
-            started_at = time.monotonic()
-            save(step)
-            save_adapter(run.folder / "adapter", step)
-        if enough:
-            log.event("stopped_early", step=step, best_step=state["best_step"])
-
-    if broken:
-        _fail(broken, step)
+    if state["broken"]:
+        save_adapter(run.folder / "adapter", step - state["broken"])
+        _fail(state["broken"], step)
 
     # What was learned.
-    if outcome == "stopped" and step > 0:
+    if outcome == "stopped" and saved < step and not run.asked("discard"):
         save(step)
-        save_adapter(run.folder / "adapter", step)
+    if outcome == "completed" and digest(trained) == state.get("start"):
+        raise Problem(
+            "Nothing was learned: all that was trained is as it was before the first step.",
+            "It made {steps} steps with a learning rate of at most {rate}.",
+            "Raise the learning rate, or see under Data whether there is anything to learn in the rows.",
+            field="train.learning_rate",
+            steps=step,
+            rate=config.train.learning_rate,
+        )
     kept_step = step
-    best = run.folder / "best"
-    if outcome == "completed" and config.train.early_stopping and state["best_step"] and best.exists():
-        _take_best(best, run.folder / "adapter")
-        kept_step = state["best_step"]
+    if outcome == "completed" and config.train.early_stopping and state["best_step"]:
+        if holds(best, state["best_step"]):
+            _take_best(best, run.folder / "adapter")
+            kept_step = state["best_step"]
+        else:
+            log.event("best_lost", step=step, best_step=state["best_step"])
     return {
         "outcome": outcome, "step": step, "steps": steps, "kept": "last" if kept_step == step else "best", "kept_step": kept_step,
-        "best_loss": state["best_loss"], "seconds": round(state["seconds"] + time.monotonic() - started_at, 1),
+        "best_loss": state["best"] if config.train.early_stopping_metric == "loss" else None, "best": state["best"],
+        "metric": config.train.early_stopping_metric, "seconds": round(state["seconds"] + time.monotonic() - clock, 1),
     }  # fmt: skip
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is due; 0 is never."""
+    return step > 0 and every > 0 and step % every == 0
+
+
+def _judge(measured: Mapping[str, float], step: int, state: dict[str, Any], metric: str) -> dict[str, Any]:
+    """What an evaluation changes of the state: whether it is the best so far, and else how many in a row were not."""
+    value = measured.get(metric)
+    if measured and value is None:
+        raise Problem(
+            "The evaluation does not measure {metric}, by which early stopping is to go.",
+            "It measures {measures}.",
+            "Choose one of them, or have answers scored.",
+            field="train.early_stopping_metric",
+            metric=metric,
+            measures=", ".join(measured),
+        )
+    if value is None or not math.isfinite(value):
+        return {"evaluated": step}
+    # A loss is the better the lower it is; everything else that tasks measure, the higher.
+    best = state["best"]
+    better = best is None or (value < best if metric == "loss" else value > best)
+    if step == 0:
+        # The base itself is no result; what learns must be better than it was all the same.
+        return {"evaluated": 0, "best": value}
+    return {"evaluated": step} | (
+        {"best": value, "best_step": step, "worse": 0} if better else {"worse": state["worse"] + 1}
+    )
+
+
+def _tell_changes(log: Log, step: int, before: Config, now: Config, was: int, steps: int) -> None:
+    """Say which settings are others from this step on, and how the course of the learning rate goes on."""
+    for key in changes.CHANGEABLE:
+        name = key.partition(".")[2]
+        old, new = getattr(before.train, name), getattr(now.train, name)
+        if old != new:
+            log.event("changed", step=step, key=key, old=str(old), new=str(new))
+    if steps != was:
+        log.event("course", step=step, was=was, steps=steps, learning_rate=learning_rate(step, steps, now.train))
 
 
 def _is_enough(state: dict[str, Any], config: Config) -> bool:
@@ -334,6 +395,7 @@ def _backward(
     reader: Reader,
     objective: Objective,
     accelerator: Accelerator,
+    adapted: Adapted,
     pad: int,
     pack: int | None,
 ) -> float:
@@ -348,6 +410,9 @@ def _backward(
             loss = objective.loss(reader.logits(model, batch), batch.targets) / targets
         accelerator.backward(loss)
         total += float(loss.detach())
+    penalty = adapted.penalty(ADAPTER)
+    if penalty is not None:
+        accelerator.backward(penalty)
     return total
 
 
@@ -367,59 +432,7 @@ def _read_some(model: nn.Module, reader: Reader, rows: Sequence[Row], pad: int) 
     model.train(was_training)
 
 
-class _Speed:
-    """Speed over the last steps: the mean of all would hide that a machine became slower."""
-
-    def __init__(self) -> None:
-        self.recent: list[tuple[int, float]] = []
-
-    def add(self, tokens: int, seconds: float) -> None:
-        self.recent = [*self.recent[-19:], (tokens, seconds)]
-
-    @property
-    def seconds_per_step(self) -> float:
-        return sum(seconds for _, seconds in self.recent) / len(self.recent)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(tokens for tokens, _ in self.recent) / max(1e-9, sum(seconds for _, seconds in self.recent))
-
-
-def _memory(device: torch.device) -> float:
-    """Gigabytes that this process holds: of the accelerator's memory where there is one."""
-    if device.type in ("cuda", "npu", "xpu"):
-        return torch.get_device_module().max_memory_allocated() / 2**30
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 2**30
-    return psutil.Process().memory_info().rss / 2**30
-
-
 def _mixed_precision(config: Config) -> str:
     """Autocast follows the base's precision; weights that are trained themselves are float32 and cast on the way."""
     dtype = choose_dtype(config.model.dtype, find_device())
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "out of memory" in str(error).lower()
-        or "can't allocate memory" in str(error)
-    )
-
-
-def _halve_micro_batch(error: RuntimeError, state: dict[str, Any], rows: Sequence[Row], log: Log, step: int) -> None:
-    """Fewer rows at once, the same rows a step; a Problem when a single row is too much."""
-    if state["micro_batch"] == 1:
-        longest = max(row.length for row in rows)
-        raise Problem(
-            "The device has too little memory for a single row.",
-            "The longest row of this step has {tokens} tokens.",
-            "Lower the longest row, or choose a smaller model.",
-            field="data.max_length",
-            tokens=longest,
-        ) from error
-    state["micro_batch"] = max(1, state["micro_batch"] // 2)
-    log.event("out_of_memory", step=step, micro_batch=state["micro_batch"])
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()

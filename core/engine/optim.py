@@ -36,6 +36,16 @@ def create_optimizer(
     )
 
 
+def reserve_moments(optimizer: torch.optim.AdamW) -> None:
+    """Make what AdamW would make at its first step: if there is no room for it, this is seen before anything has changed."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+
+
 def head_ratios(
     trained: Iterable[str], heads: Sequence[str], settings: TrainSettings, sizes: Mapping[str, float]
 ) -> dict[str, float]:

@@ -151,6 +151,8 @@ class Objective:
     """What transformers calls the class that loads a model with each head."""
     generates: ClassVar[bool] = False
     """Whether what is scored is generated text; else it is read off the logits by `predict`."""
+    measures: ClassVar[tuple[str, ...]] = ()
+    """What `score` gives, by name; the more of it the better."""
     labels: tuple[str, ...] = ()
     """What the outputs of the model's head are called, where they have names."""
     several: bool = False

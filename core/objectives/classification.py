@@ -24,6 +24,7 @@ class Classification(Objective):
     title = "Classification"
     about = "Puts texts into classes: topics, intents, spam, sentiment; one label a text, or several."
     order = 40
+    measures = ("accuracy", "macro_f1")
     model_kind = "sequence_classification"
 
     def __init__(self, labels: tuple[str, ...] = (), several: bool = False):

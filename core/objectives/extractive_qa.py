@@ -40,6 +40,7 @@ class ExtractiveQA(Objective):
     title = "Questions about a text"
     about = "Marks the answer to a question in the text that holds it; long texts are read in overlapping windows."
     order = 60
+    measures = ("exact_match", "f1")
     model_kind = "question_answering"
 
     def __init__(self, unanswered: bool = False):

@@ -20,6 +20,7 @@ class GenerativeQA(Objective):
     title = "Questions and answers"
     about = "Writes the answer to a question, with or without a text to read; scored by exact match and F1."
     order = 30
+    measures = ("exact_match", "f1")
     generates = True
 
     def fits(self, example: Example) -> bool:

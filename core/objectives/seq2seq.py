@@ -20,6 +20,7 @@ class Seq2Seq(Objective):
     title = "Text to text"
     about = "Turns one text into another with an encoder and a decoder: translation, summaries, rewriting."
     order = 25
+    measures = ("rouge_1", "rouge_2", "rouge_l", "bleu")
     model_kind = "seq2seq"
     generates = True
 

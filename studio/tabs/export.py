@@ -138,7 +138,7 @@ class _Export:
         number = data.get("dtype", "auto")
         about = f"{kind} · {number}" if to == "merged" and number != "auto" else kind
         head = f"<div class='run-head'><span class='strong'>{escape(about)}</span>{self._badge(state)}<span class='when'>{escape(report.began(job))}</span>"
-        if state in ("queued", "running"):
+        if state in report.ACTIVE and state != "stopping":
             head += f"<button type='button' class='cancel' data-cancel='{escape(job.id)}'>{escape(words.t('export.cancel'))}</button>"
         body = (
             self._working(job, state)
@@ -150,7 +150,7 @@ class _Export:
         return f"<section class='card export-job'>{head}</div>{body}</section>"
 
     def _badge(self, state: str) -> str:
-        if state != "running":
+        if state not in ("starting", "running", "stalled"):
             return report.badge(self.words, state)
         # What is training for a training is exporting here.
         return f"<span class='badge running'>{escape(self.words.t('export.running'))}</span>"
@@ -331,7 +331,7 @@ def start(run_id: Any, kind: Kind, dtype: Any, merge_base: Any = "original") -> 
     with _starting:
         for job in _jobs(run.id):
             data = {"dtype": "auto", "merge_base": "original"} | job.config_data()
-            if job.state() in ("queued", "running") and wanted.items() <= data.items():
+            if job.state() in report.ACTIVE and job.state() != "stopping" and wanted.items() <= data.items():
                 return job
         return runs.create(config)
 

@@ -356,13 +356,13 @@ def test_studio_is_killed_and_the_run_goes_on(page: sync_api.Page, studio: Studi
     expect(page.get_by_text(re.compile("Training, step")).first).to_be_visible(timeout=WAIT)
 
     # Stop keeps what was learned; Resume goes on from there; a second Stop ends it.
-    page.get_by_role("button", name="Stop", exact=True).first.click()
+    page.get_by_role("button", name="Stop and keep", exact=True).first.click()
     expect(page.get_by_text(re.compile("Stopped at step")).first).to_be_visible(timeout=WAIT)
     stopped = studio.runs()[0]
     assert (stopped["state"], stopped["adapter"]) == ("stopped", True)
     page.get_by_role("button", name="Resume").first.click()
     wait_for(lambda: studio.runs()[0]["step"] > stopped["step"])
-    page.get_by_role("button", name="Stop", exact=True).first.click()
+    page.get_by_role("button", name="Stop and keep", exact=True).first.click()
     expect(page.get_by_text(re.compile("Stopped at step")).first).to_be_visible(timeout=WAIT)
 
 

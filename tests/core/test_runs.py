@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def test_states(run: Run, process: subprocess.Popen[bytes]) -> None:
     assert run.state() == "queued"
     birth = psutil.Process(process.pid).create_time()
     put_worker(run, process.pid, birth)
+    assert run.state() == "starting"
+    line = {"step": 1, "loss": 2.0, "time": time.time()}
+    (run.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     assert run.state() == "running"
     run.ask("stop")
     assert run.state() == "stopping"
@@ -99,8 +103,8 @@ def test_one_writer(run: Run) -> None:
         code = f"from core.runs import Run; from pathlib import Path\nwith Run(Path({str(run.folder)!r})).claim(): pass"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "being worked on" in other.stderr
-        assert run.state() == "running"
-    assert run.state() == "running"  # this process lives on and has written no result
+        assert run.state() == "starting"
+    assert run.state() == "starting"  # this process lives on and has written no result
     with run.claim():
         pass
 
@@ -295,3 +299,14 @@ def test_a_folder_that_makes_no_sense_has_a_state_all_the_same(home: Path, resul
     (run.folder / "result.json").write_text(result)
     assert run.worker() is None
     assert run.state() == "interrupted"
+
+
+def test_a_wish_to_discard_is_a_wish_to_stop(run: Run) -> None:
+    run.ask("discard")
+    assert run.asked("stop") and run.asked("discard")
+    run.ask("resume")
+    assert not run.asked("stop") and not run.asked("discard")
+    for name in ("checkpoints/step-000003", "best", "adapter", "other"):
+        (run.folder / name).mkdir(parents=True)
+    run.discard()
+    assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"control", "other"}

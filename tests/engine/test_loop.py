@@ -364,7 +364,7 @@ def test_a_checkpoint_is_whole_or_not_there(home: Path, monkeypatch: pytest.Monk
     trained = {"w": torch.nn.Parameter(torch.ones(2))}
     optimizer = torch.optim.AdamW(trained.values())
     saved = checkpoints.save_checkpoint(run, 3, trained, optimizer, {}, 1)
-    for name in ("_save", "_random_states", "_sha256", "_sync", "sync_folder"):
+    for name in ("_save", "random_states", "_sha256", "_sync", "sync_folder"):
 
         def killed(*_: Any) -> None:
             raise KeyboardInterrupt

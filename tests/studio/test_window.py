@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import gradio as gr
 import pytest
 
 from core import formats, methods, runs
+from core.advice import advise
 from core.config import Config
-from core.runs import Run
+from core.runs import Metrics, Run
 from studio import language, report, tabs, window
 from studio.form import Form, knobs
 from studio.language import Language
@@ -444,6 +446,56 @@ def test_every_state_is_a_sentence(code: str, outcome: str | None) -> None:
     run = _run(outcome=outcome)
     text = report.headline(Language(code), run, read_metrics(run))
     assert "{" not in text and run.title not in text, "the name is escaped"
+
+
+@pytest.mark.parametrize("code", language.codes())
+def test_a_run_that_ended_says_what_is_on_disk_and_what_can_be_done(code: str) -> None:
+    words, run = Language(code), _run(outcome="stopped")
+    assert words.t("common.nothing_kept") in report.sentence(words, run, read_metrics(run))
+    (run.folder / "checkpoints" / "step-000180").mkdir(parents=True)
+    (run.folder / "adapter").mkdir()
+    for name in ("adapter_config.json", "atelier.json"):
+        (run.folder / "adapter" / name).write_text('{"step": 180}')
+    said = report.sentence(words, run, read_metrics(run))
+    for part in ("checkpoint_kept", "adapter_kept"):
+        assert words.t(f"common.{part}", step="180") in said
+    what = " · ".join(words.t(f"common.{name}") for name in ("resume", "chat_with_it", "export_it"))
+    assert said.endswith(words.t("common.next", what=what))
+    run.discard()
+    run.finish("stopped", discarded=True)
+    assert words.t("common.discarded") in report.sentence(words, run, read_metrics(run))
+
+
+def test_each_meaning_of_stop_has_its_button(draw: Any) -> None:
+    run, panel = _run(outcome=None), draw(runs_tab._Runs).panel
+
+    def shown() -> list[bool]:
+        drawn = panel._draw(run)
+        return [drawn[button]["visible"] for button in (panel.stop, panel.save, panel.discard, panel.resume)]
+
+    assert shown() == [True, False, False, False]  # it waits: there is nothing to save or to throw away
+    with run.claim():
+        (run.folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0, "time": time.time()}) + "\n")
+        assert shown() == [True, True, True, False]
+        for act in (panel.page.launcher.save, panel.page.launcher.discard):
+            act(run)
+        assert run.asked("save") and run.asked("discard") and run.state() == "stopping"
+        assert shown() == [False, False, False, False]
+    run.take("stop")
+    run.finish("stopped", step=1)
+    assert shown() == [False, False, False, True]
+    assert panel._draw(run)[panel.sure]["visible"] is False
+
+
+@pytest.mark.parametrize("code", language.codes())
+def test_trouble_is_said_beside_the_chart(code: str) -> None:
+    words, metrics = Language(code), Metrics(Path("none"))
+    assert report.advice(words, metrics) == ""
+    metrics.steps += [{"step": step, "steps": 50, "loss": 3.0} for step in range(50)]
+    metrics.events.append({"event": "damaged_checkpoint", "name": "step-<9>"})
+    said = report.advice(words, metrics)
+    assert "step-&lt;9&gt;" in said and "{" not in said
+    assert words.explain(advise(metrics)[0]) in html.unescape(said)
 
 
 def test_a_metrics_file_that_begins_anew_is_read_anew() -> None:
