@@ -17,7 +17,8 @@ from studio import report, tabs, theme
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
-from studio.panel import Updates, find, read_metrics
+from studio.metrics import read_metrics
+from studio.panel import Updates, find
 from studio.tabs import Page
 
 _QUICK = {"queue": False, "show_progress": "hidden"}

@@ -71,7 +71,7 @@ def test_the_zoom_is_kept_by_a_key_that_belongs_to_the_run() -> None:
 
 
 def test_names_of_runs_are_no_markup() -> None:
-    figure = charts.overlay_figure([("a", "<a href='http://x'>b</a>", _metrics())], "step", "loss")
+    figure = charts.overlay_figure([("a", "<a href='http://x'>b</a>", _metrics())], NAMES)
     assert "<" not in figure["data"][0]["name"]
 
 
