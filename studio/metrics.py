@@ -107,7 +107,7 @@ class Reader:
     """Reads one metrics.jsonl, and at every further look only what was added."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.lock = path, threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -190,4 +190,11 @@ def read_metrics(run: Run) -> Metrics:
         _readers.move_to_end(str(path))
         while len(_readers) > _KEPT:
             _readers.popitem(last=False)
+    with reader.lock:  # a long file must not hold up those who look at another
         return reader.read().snapshot()
+
+
+def has_read(run: Run) -> bool:
+    """Whether its numbers were read before, so that a further look takes no time."""
+    reader = _readers.get(str(run.folder / "metrics.jsonl"))
+    return reader is not None and reader.offset > 0 and not reader.lock.locked()

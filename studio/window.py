@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import uvicorn
 
-from core import runs
 from core.problem import Problem
 from studio import language as languages
 from studio import report, tabs, theme
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
-from studio.metrics import read_metrics
+from studio.overview import overview
 from studio.panel import Updates, find
 from studio.tabs import Page
 
@@ -100,18 +100,18 @@ class _Header:
     def _running(self) -> tuple[str, str]:
         """The run at work and how far it is; else how many wait."""
         words = self.page.words
-        active = [run for run in runs.all_runs() if run.state() in report.ACTIVE]
-        working = [run for run in active if run.state() != "queued"] or active[-1:]
+        active = [run for run in overview.look() if run.state in report.ACTIVE]
+        working = [run for run in active if run.state != "queued"] or active[-1:]
         if not working:
             return "", ""
         run = working[0]
-        metrics = read_metrics(run)
-        step, steps = report.progress(run, metrics)
         parts = [
             run.title,
-            words.share(step / steps) if steps and run.state() != "queued" else words.t(f"common.word_{run.state()}"),
+            words.share(run.step / run.steps)
+            if run.steps and run.state != "queued"
+            else words.t(f"common.word_{run.state}"),
         ]
-        left = metrics.steps[-1].get("eta_s") if metrics.steps and run.state() == "running" else None
+        left = run.left if run.state == "running" else None
         if isinstance(left, int | float):
             parts.append(words.duration(left))
         if len(active) > 1:
@@ -158,6 +158,8 @@ def serve(settings: GateSettings) -> int:
                 error=error.strerror,
             ) from None
     launcher.start()
+    # Many runs that were never looked at take a moment; it shall pass before somebody asks for them.
+    threading.Thread(target=overview.look, daemon=True).start()
     print(f"Atelier is open at {next(iter(settings.hosts().values()))}", flush=True)
     try:
         # A page keeps a connection open for as long as it is looked at; the end must not wait for it.
