@@ -246,6 +246,7 @@ class _Runs:
 
     def _open(self, run_id: Any, seen: Any, view: Any, picked: Any, search: Any, *knobs: Any) -> Updates:
         """Another run was selected, or the page was opened: everything is drawn."""
+        overview.look(now=True)
         updates = self._refresh(run_id, {}, view, picked, search, *knobs)
         return updates | self._about(find(run_id))
 
@@ -378,7 +379,6 @@ class _Runs:
             runs.delete(run)
         except Problem as problem:
             return {self.panel.trouble: report.problems(self.words, problem.parts), self.ask: gr.update(visible=False)}
-        overview.look(now=True)
         return {self.page.run: "", self.panel.trouble: ""} | _plain(self._open("", *_padded(rest)))
 
     def _import(self, path: Any, *state: Any) -> Any:
@@ -389,7 +389,6 @@ class _Runs:
             run = parcel.take_in(Path(path.strip()))
         except Problem as problem:
             return {self.import_trouble: report.problems(self.words, problem.parts)}
-        overview.look(now=True)
         said = f"<p class='note good' role='status'>{report.escape(self.words.t('runs.imported', name=run.title))}</p>"
         found = _plain(self._open(run.id, *_padded(state[1:])))
         return {self.page.run: run.id, self.source: "", self.import_trouble: said} | found
