@@ -267,6 +267,13 @@ class TrainSettings(Settings):
         le=1000,
     )
 
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = knob(
+        "none",
+        "Numbers also to",
+        "Sends the numbers of every step to that library as well, which has to be installed; TensorBoard, MLflow and trackio keep them on this machine, Weights & Biases sends them to its servers.",
+        group="saving",
+    )
+
     @field_validator("batch_size", mode="plain")
     @classmethod
     def _read_batch_size(cls, value: Any) -> int | str:

@@ -36,6 +36,9 @@ _ENVIRONMENT_PREFIXES = (
     "TORCH",
     "TRITON_",
     "HF_",
+    "WANDB_",
+    "MLFLOW_",
+    "TRACKIO_",
 )
 
 

@@ -63,9 +63,21 @@ def _change() -> Iterator[Order]:
 
 def waiting(everything: Sequence[Run] | None = None) -> list[Run]:
     """The runs that wait for their turn, next first, those on hold among them."""
-    found = [run for run in (runs.all_runs() if everything is None else everything) if run.state() == "queued"]
+    return arrange([run for run in (runs.all_runs() if everything is None else everything) if run.state() == "queued"])
+
+
+def arrange(some: Sequence[Run]) -> list[Run]:
+    """These runs in the order of the queue: as the user moved them, then as they were made."""
     places = {name: place for place, name in enumerate(read().order)}
-    return sorted(found, key=lambda run: (places.get(run.id, len(places)), run.id))
+
+    def place(run: Run) -> tuple[int, int, str]:
+        # Ids tell seconds alone, and a script makes several runs in one.
+        made = 0
+        with contextlib.suppress(OSError):
+            made = (run.folder / "config.yaml").stat().st_mtime_ns
+        return places.get(run.id, len(places)), made, run.id
+
+    return sorted(some, key=place)
 
 
 def ready(some: Sequence[Run]) -> list[Run]:

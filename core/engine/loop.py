@@ -33,6 +33,7 @@ from core.engine.model import (
 )
 from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs
 from core.engine.quantization import count_parameters
+from core.engine.trackers import Tracking
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
 from core.objectives import Objective, Row
@@ -49,6 +50,7 @@ class Log:
     def __init__(self, run: Run):
         self.folder = run.folder
         self.fresh = not (run.folder / "metrics.jsonl").exists()
+        self.tracking = Tracking.of(run, lambda why: self.event("tracker_failed", why=why))
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             # A killed worker may have left half a line; the next one must not be glued to it.
@@ -57,9 +59,9 @@ class Log:
                     file.write(b"\n")
 
     def write(self, **numbers: Any) -> None:
-        self._append(
-            "metrics.jsonl", {key: _round(value) for key, value in numbers.items()} | {"time": round(time.time(), 2)}
-        )
+        line = {key: _round(value) for key, value in numbers.items()} | {"time": round(time.time(), 2)}
+        self._append("metrics.jsonl", line)
+        self.tracking.write(line)
 
     def event(self, event: str, step: int = 0, **facts: Any) -> None:
         self.write(event=event, step=step, **facts)

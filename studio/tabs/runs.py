@@ -63,8 +63,9 @@ _MOST_PICKED = 8
 _MOST_FILES = 200
 _COLUMNS: dict[str, Callable[[Summary], Any]] = {
     "name": lambda run: run.title.casefold(),
+    "began": lambda run: run.id,
     "state": lambda run: run.state,
-    "curve": lambda run: run.id,
+    "curve": lambda run: None,
     "step": lambda run: run.step,
     "loss": lambda run: run.loss,
     "eval_loss": lambda run: run.eval_loss,
@@ -72,7 +73,7 @@ _COLUMNS: dict[str, Callable[[Summary], Any]] = {
     "method": lambda run: run.method,
     "took": lambda run: run.seconds,
 }
-"""What the table can be sorted by; the curve's column sorts by the beginning."""
+"""The columns of the table, and what it is sorted by when their head is pressed; a curve has no order."""
 _NUMBERS = ("step", "loss", "eval_loss", "took")
 _OVER = ("step", "tokens", "minutes")
 
@@ -87,7 +88,7 @@ class _Runs:
         self.page, self.words = page, page.words
         words = self.words
         self.seen = gr.State({})
-        self.view = gr.State({"sort": "curve", "down": True, "page": 0})
+        self.view = gr.State({"sort": "began", "down": True, "page": 0})
         self.picked = gr.State([])
         with gr.Row(elem_classes=["runs-top"]):
             gr.HTML(f"<h2>{report.escape(words.t('runs.question'))}</h2>", min_width=160)
@@ -188,8 +189,8 @@ class _Runs:
         page.timer.tick(self._refresh, inputs=state, outputs=shown, **_QUICK)
         page.run.change(self._open, inputs=state, outputs=opened, **_QUICK)
         page.blocks.load(self._open, inputs=state, outputs=opened, **_QUICK)
-        self.table.select(self._choose, inputs=state, outputs=[page.run, *shown], **_QUICK)
-        self.waiting.select(self._act, inputs=state, outputs=[*shown, self.panel.trouble], **_QUICK)
+        self.table.select(_told(self._clicked), inputs=state, outputs=[page.run, *shown], **_QUICK)
+        self.waiting.select(_told(self._change_queue), inputs=state, outputs=[*shown, self.panel.trouble], **_QUICK)
         live = {**_QUICK, "trigger_mode": "always_last"}
         self.search.input(self._find, inputs=state, outputs=shown, **live)
         for knob in (self.over, self.span, self.log_scale):
@@ -263,11 +264,8 @@ class _Runs:
             self.note_trouble: "",
         }
 
-    def _choose(self, *state: Any, event: gr.EventData | None = None) -> Updates:
-        """Something in the table was clicked: a run, its box, a column's head, or another part of the list."""
-        return self._clicked(getattr(event, "_data", None), *state)
-
     def _clicked(self, data: Any, run_id: Any, seen: Any, view: Any, picked: Any, *rest: Any) -> Updates:
+        """Something in the table was clicked: a run, its box, a column's head, or another part of the list."""
         data = data if isinstance(data, dict) else {}
         view, picked = _view(view), _texts(picked)
         if (run := find(data.get("run"))) is not None:
@@ -277,7 +275,7 @@ class _Runs:
             if data.get("on") is True and find(wanted) is not None:
                 picked = [*picked, wanted][-_MOST_PICKED:]
         elif data.get("sort") in _COLUMNS:
-            down = not view["down"] if view["sort"] == data["sort"] else data["sort"] == "curve"
+            down = not view["down"] if view["sort"] == data["sort"] else data["sort"] == "began"
             view |= {"sort": data["sort"], "down": down, "page": 0}
         elif str(data.get("page")).isdecimal():
             view |= {"page": int(str(data["page"])[:6])}
@@ -304,9 +302,6 @@ class _Runs:
             self.overlay: {"figures": [figure] if chosen else []},
             self.differing: _differences(words, chosen),
         }
-
-    def _act(self, *state: Any, event: gr.EventData | None = None) -> Updates:
-        return self._change_queue(getattr(event, "_data", None), *state)
 
     def _change_queue(self, data: Any, *state: Any) -> Updates:
         """A button of the queue: a run earlier, later, on hold, out of it; or nothing new starts."""
@@ -394,6 +389,17 @@ class _Runs:
         return {self.page.run: run.id, self.source: "", self.import_trouble: said} | found
 
 
+def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """A handler of eight values, with what the page's script said before them."""
+
+    def handle(
+        run_id: Any, seen: Any, view: Any, picked: Any, search: Any, over: Any, span: Any, logarithmic: Any, event: gr.EventData
+    ) -> Updates:  # fmt: skip
+        return handler(event._data, run_id, seen, view, picked, search, over, span, logarithmic)
+
+    return handle
+
+
 def _padded(rest: Sequence[Any]) -> tuple[Any, ...]:
     """The page's state after the run's id, whole: seen, view, picked, search."""
     return (*rest, *({}, {}, [], "")[len(rest) :]) if len(rest) < 4 else tuple(rest)
@@ -413,7 +419,7 @@ def _view(value: Any) -> dict[str, Any]:
     value = value if isinstance(value, dict) else {}
     sort, part = value.get("sort"), value.get("page")
     return {
-        "sort": sort if isinstance(sort, str) and sort in _COLUMNS else "curve",
+        "sort": sort if isinstance(sort, str) and sort in _COLUMNS else "began",
         "down": value.get("down") is not False,
         "page": part if isinstance(part, int) and not isinstance(part, bool) and 0 <= part < 10**6 else 0,
     }
@@ -518,6 +524,8 @@ def _head(words: Language, name: str, view: dict[str, Any]) -> str:
     told = f" aria-sort='{'descending' if view['down'] else 'ascending'}'" if is_sorted else ""
     arrow = f"<span aria-hidden='true'>{'↓' if view['down'] else '↑'}</span>" if is_sorted else ""
     kind = "number" if name in _NUMBERS else name
+    if name == "curve":
+        return f"<th scope='col' class='curve'>{report.escape(words.t('runs.column_curve'))}</th>"
     return f"<th scope='col' class='{kind}'{told}><button type='button' data-sort='{name}'>{report.escape(words.t(f'runs.column_{name}'))}{arrow}</button></th>"
 
 
@@ -549,7 +557,8 @@ def _row(code: str, run: Summary, is_selected: bool, is_picked: bool) -> str:
     line = charts.sparkline(run.spark, run.id, words.t("common.loss_chart"))
     cells = [
         f"<td class='name'><button type='button' data-run='{id}' aria-pressed='{str(is_selected).lower()}'><span class='dot' style='background:{charts.colour(run.id)}'></span>{name}</button>"
-        f"<span class='when'>{report.escape(report.began(cast(Run, run)))}</span>{tags}{note}</td>",
+        f"{tags}{note}</td>",
+        f"<td><span class='when'>{report.escape(report.began(cast(Run, run)))}</span></td>",
         f"<td>{report.badge(words, run.state)}</td>",
         f"<td class='curve'>{line}</td>",
         f"<td class='number'>{words.number(run.step)}{f' / {words.number(run.steps)}' if run.steps else ''}</td>",
@@ -568,8 +577,7 @@ def _waiting(words: Language, everything: list[Summary]) -> str:
     order = queue.read()
     if not titles and not order.paused:
         return ""
-    places = {name: place for place, name in enumerate(order.order)}
-    ids = sorted(titles, key=lambda one: (places.get(one, len(places)), one))
+    ids = [run.id for run in queue.arrange([Run(runs.runs_folder() / one) for one in titles])]
     lines = []
     for place, one in enumerate(ids):
         held = one in order.held
