@@ -389,7 +389,11 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; a Problem names line and column when it is none."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        loader = _LOADER(path.read_text(encoding="utf-8"))
+        try:
+            data = loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise Problem(
             "There is no file {path}.", to_do="Check the name, or see `python -m core presets`.", path=path
