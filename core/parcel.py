@@ -239,7 +239,8 @@ def take_in(folder: Path) -> Run:
     try:
         for name in names:
             target = copy / name
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder_of_it in [*reversed(target.relative_to(copy).parents)][1:]:
+                runs.make_private_folder(copy / folder_of_it)
             with _open(folder / name) as source, target.open("xb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
                 os.chmod(target, 0o600)

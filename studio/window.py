@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,17 @@ class _Header:
             self.running = gr.HTML(js_on_load=_LEAD, elem_classes=["chips"], min_width=120)
             gr.HTML(_switches(words), js_on_load=_SWITCH, elem_classes=["switches"], min_width=120)
         shown = [self.seen, self.device, self.running, self.leads_to]
-        page.timer.tick(self._refresh, inputs=[self.seen], outputs=shown, **_QUICK)
+        page.timer.tick(self._tick, inputs=[self.seen], outputs=[*shown, page.timer], **_QUICK)
         page.blocks.load(lambda: self._refresh(""), outputs=shown, **_QUICK)
         self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
+
+    def _tick(self, seen: Any, request: gr.Request) -> Any:
+        """A look of a page, and when its next one is due."""
+        updates = self._refresh(seen)
+        said = pace.look(str(request.session_hash), any(run.state in report.ACTIVE for run in overview.look()))
+        if said is None:
+            return updates
+        return (updates if "__type__" not in updates else {}) | {self.page.timer: gr.Timer(said)}
 
     def _refresh(self, seen: Any) -> Any:
         device, (run_id, running) = self.page.launcher.device(), self._running()
@@ -121,6 +130,37 @@ class _Header:
     def _lead(self, run_id: Any) -> Any:
         run = find(run_id)
         return {self.page.run: run.id, self.page.tabs: self.page.go("runs")} if run else gr.skip()
+
+
+class Pace:
+    """How often pages look: the more of them while a training is at work, the seldomer, so that together they cost it little.
+
+    A look of a page takes some 50 ms of a core, all its questions together; pages may have 4 % of the machine.
+    """
+
+    usual, cost, share, forgotten = 2.0, 0.05, 0.04, 90.0
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+
+    def look(self, session: str, is_busy: bool) -> float | None:
+        """Seconds until the next look of that page, when it has to be told; None when it keeps its pace."""
+        now = time.monotonic()
+        with self._lock:
+            self._seen = {one: known for one, known in self._seen.items() if now - known[0] < self.forgotten}
+            _, told = self._seen.get(session, (now, self.usual))
+            pages = len(self._seen | {session: None})
+            due = self.usual
+            if is_busy:
+                due = min(self.forgotten / 2, max(due, pages * self.cost / (self.share * (os.cpu_count() or 1))))
+            # Not for every page that comes or goes: a new pace begins a new wait.
+            is_new = not 0.75 * told <= due <= 1.25 * told
+            self._seen[session] = now, due if is_new else told
+            return round(due, 1) if is_new else None
+
+
+pace = Pace()
 
 
 def _switches(words: Language) -> str:

@@ -274,7 +274,7 @@ class _Runs:
             picked = [one for one in picked if one != wanted]
             if data.get("on") is True and find(wanted) is not None:
                 picked = [*picked, wanted][-_MOST_PICKED:]
-        elif data.get("sort") in _COLUMNS:
+        elif isinstance(data.get("sort"), str) and data["sort"] in _COLUMNS:
             down = not view["down"] if view["sort"] == data["sort"] else data["sort"] == "began"
             view |= {"sort": data["sort"], "down": down, "page": 0}
         elif str(data.get("page")).isdecimal():

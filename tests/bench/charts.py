@@ -15,17 +15,22 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+_SETTLE = 25.0
 
 
 def write_run(name: str, steps: int, seed: int = 0, *, ended: bool = True) -> str:
@@ -135,19 +140,26 @@ def measure_table(rounds: int) -> None:
         print(f"| {name} | {told[0][name]:.0f} | {statistics.median(one[name] for one in told[1:]):.0f} |")
 
 
-async def poll(url: str, sessions: int, until: float) -> tuple[int, float]:
-    """Ask as so many open pages do: every handler of the timer every two seconds; how often, and the mean seconds."""
+async def poll(url: str, sessions: int, seconds: float, tokens: Callable[[], float]) -> tuple[float, int, float]:
+    """Ask as so many open pages do: every handler of the timer, as often as the studio wants it.
+
+    Returns:
+        Tokens a second of the training meanwhile, how many looks there were, and the mean seconds of each.
+    """
     import httpx
 
-    async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=sessions * 2)) as client:
+    async with httpx.AsyncClient(timeout=httpx.Timeout(60, pool=None)) as client:
         config = (await client.get(f"{url}/en/config")).json()
         timers = {part["id"] for part in config["components"] if part["type"] == "timer"}
         ticks = [one for one in config["dependencies"] if any(target[0] in timers for target in one["targets"])]
         values = {part["id"]: part["props"].get("value") for part in config["components"]}
         waits: list[float] = []
+        until = time.monotonic() + _SETTLE + seconds
+        name = secrets.token_hex(4)
         run_id = (await asyncio.to_thread(_runs))[0]
 
         async def page(number: int) -> None:
+            every = 2.0
             await asyncio.sleep(2 * number / max(1, sessions))
             known = dict(values)
             for part in config["components"]:
@@ -156,26 +168,48 @@ async def poll(url: str, sessions: int, until: float) -> tuple[int, float]:
             while time.monotonic() < until:
                 began = time.monotonic()
                 for tick in ticks:
-                    body = {"data": [known.get(id) for id in tick["inputs"]], "fn_index": tick["id"], "session_hash": f"bench{number}",
+                    body = {"data": [known.get(id) for id in tick["inputs"]], "fn_index": tick["id"], "session_hash": f"{name}{number}",
                             "trigger_id": next(iter(timers))}  # fmt: skip
                     answer = await client.post(f"{url}/en/gradio_api/run/predict", json=body)
                     answer.raise_for_status()
                     for id, value in zip(tick["outputs"], answer.json()["data"], strict=False):
-                        if not (isinstance(value, dict) and value.get("__type__")):
+                        if id in timers and isinstance(value, dict) and value.get("value"):
+                            every = value["value"]  # the studio asks for another pace
+                        elif not (isinstance(value, dict) and value.get("__type__")):
                             known[id] = value
                 waits.append(time.monotonic() - began)
-                await asyncio.sleep(max(0.0, 2 - (time.monotonic() - began)))
+                await asyncio.sleep(max(0.0, min(every - (time.monotonic() - began), until - time.monotonic())))
 
-        await asyncio.gather(*(page(number) for number in range(sessions)))
-        while time.monotonic() < until:
-            await asyncio.sleep(0.2)
-    return len(waits), statistics.mean(waits) if waits else 0.0
+        asked = asyncio.gather(*(page(number) for number in range(sessions)))
+        await asyncio.sleep(_SETTLE)  # until the pages know their pace
+        waits.clear()
+        begin, began = tokens(), time.monotonic()
+        await asyncio.sleep(until - time.monotonic())
+        speed = (tokens() - begin) / (time.monotonic() - began)
+        count, mean = len(waits), statistics.mean(waits) if waits else 0.0
+        await asked
+    return speed, count, mean
 
 
 def _runs() -> list[str]:
     from core import runs
 
     return [run.id for run in runs.all_runs()]
+
+
+def _busy(pid: int) -> float:
+    """Seconds of all cores that a process has taken."""
+    import psutil
+
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def tokens_of(run: Any) -> float:
+    """Tokens that it has trained on so far."""
+    from studio.metrics import read_metrics
+
+    return read_metrics(run).steps[-1]["tokens"]
 
 
 def measure_pages(pages: int, rounds: int, seconds: float) -> None:
@@ -197,16 +231,19 @@ def measure_pages(pages: int, rounds: int, seconds: float) -> None:
             while len(read_metrics(run).steps) < 40:
                 time.sleep(0.5)
             speeds: dict[int, list[float]] = {0: [], pages: []}
+            shares: dict[int, list[float]] = {0: [], pages: []}
             for round in range(rounds):
                 for count in (0, pages) if round % 2 == 0 else (pages, 0):
-                    time.sleep(2)
-                    begin, began = read_metrics(run).steps[-1]["tokens"], time.monotonic()
-                    asked, wait = asyncio.run(poll(f"http://127.0.0.1:{port}", count, began + seconds))
-                    took = time.monotonic() - began
-                    speeds[count].append((read_metrics(run).steps[-1]["tokens"] - begin) / took)
+                    before = _busy(studio.pid)
+                    asking = poll(f"http://127.0.0.1:{port}", count, seconds, lambda: tokens_of(run))
+                    speed, asked, wait = asyncio.run(asking)
+                    speeds[count].append(speed)
+                    shares[count].append((_busy(studio.pid) - before) / (seconds + _SETTLE) / (os.cpu_count() or 1))
                     print(f"{count:>3} pages: {speeds[count][-1]:7.0f} tokens/s; {asked} looks of {wait * 1000:.0f} ms", flush=True)  # fmt: skip
             plain, watched = (statistics.median(speeds[count]) for count in (0, pages))
             print(f"{pages} pages cost {1 - watched / plain:.1%} of the speed ({plain:.0f} and {watched:.0f} tokens/s)")
+            for count, some in shares.items():
+                print(f"with {count} pages the studio takes {statistics.median(some):.1%} of the machine")
         finally:
             run.ask("stop")
             while queue.is_starting(run) or run.worker() is not None:
