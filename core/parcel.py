@@ -62,11 +62,11 @@ def pack(run: Run) -> Iterator[bytes]:
     """
     if run.state() not in ("completed", "stopped", "failed", "interrupted"):
         raise Problem("The run {run} is not at its end.", "It is {state}.", "Stop it first.", run=run.title, state=run.state())  # fmt: skip
-    return _pack(run)
+    return _pack(run, _Cleaner(run))
 
 
-def _pack(run: Run) -> Iterator[bytes]:
-    spool, clean = Spool(), _Cleaner(run)
+def _pack(run: Run, clean: _Cleaner) -> Iterator[bytes]:
+    spool = Spool()
     spoiled = {path.parent for path in run.folder.glob("checkpoints/*/*") if path.is_file() and clean.spoils(path)}
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         for path in _files(run.folder):

@@ -51,6 +51,7 @@ def run(private: Path) -> Run:
     lines = [
         {"event": "started", "step": 0, "where": str(rows)},
         {"step": 1, "loss": 2.5, "learning_rate": 1e-4},
+        {"event": "odd", "step": 1, "why": "read /srv/another-team/secret-project/a.txt, and http://host/b/c."},
         {
             "event": "odd",
             "step": 1,
@@ -109,7 +110,8 @@ def test_what_is_packed_means_the_same(run: Run) -> None:
 
     config = Config.read(yaml.safe_load(read("config.yaml")))
     assert (config.model.name, config.data.train, config.data.eval) == ("my-model", "rows of mine.jsonl;hub:owner/name", "rows of mine.jsonl")  # fmt: skip
-    assert [json.loads(line).get("loss") for line in read("metrics.jsonl").splitlines()] == [None, 2.5, None]
+    assert [json.loads(line).get("loss") for line in read("metrics.jsonl").splitlines()] == [None, 2.5, None, None]
+    assert json.loads(read("metrics.jsonl").splitlines()[2])["why"] == "read a.txt, and http://host/b/c."
     sample = json.loads(read("samples.jsonl"))
     assert (sample["prompt"], sample["answer"]) == ("see http://a.b/c/d?", "and/or\n")
     assert json.loads(read("adapter/adapter_config.json")) == {"base_model_name_or_path": "my-model", "r": 8}
