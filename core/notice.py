@@ -12,8 +12,8 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from core import runs
+from core.launch import environment
 from core.problem import Problem
-from core.process import environment
 from core.runs import Run, write_whole
 
 _FILE = "notify.json"

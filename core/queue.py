@@ -14,8 +14,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core import runs
+from core.launch import spawn
 from core.problem import Problem
-from core.process import spawn
 from core.runs import Run, write_whole
 
 _FILE = "queue.json"
@@ -168,7 +168,10 @@ def start_next() -> Run | None:
             remove(run)
             some.remove(run)
         at_work = [worker for run in everything if (worker := run.worker()) is not None]
-        if any(worker["pid"] != os.getpid() for worker in at_work) or any(map(is_starting, some)):
+        if any(worker["pid"] != os.getpid() for worker in at_work):
+            return None
+        # Also one that was started and has not signed in yet, whatever its state is called.
+        if any(is_starting(run) for run in everything if run.result() is None or run.asked("resume")):
             return None
         for run in ready(some):
             if launch(run) is not None:

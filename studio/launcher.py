@@ -14,8 +14,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from core import queue, runs
+from core.launch import ROOT, environment
 from core.problem import Problem
-from core.process import ROOT, environment
 from core.runs import Run
 
 _EVERY = 1.0

@@ -145,7 +145,8 @@ class Reader:
                     if row["event"] == "resumed" and isinstance(row.get("step"), int | float):
                         self._flush(pending)
                         self.steps.undo(row["step"])
-                        self.evals = [old for old in self.evals if old["step"] <= row["step"]]
+                        evaluated = row.get("evaluated", row["step"])
+                        self.evals = [old for old in self.evals if old["step"] <= evaluated]
                 elif not isinstance(row.get("step"), int | float):
                     continue
                 elif "eval_loss" in row:

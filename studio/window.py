@@ -135,10 +135,10 @@ class _Header:
 class Pace:
     """How often pages look: the more of them while a training is at work, the seldomer, so that together they cost it little.
 
-    A look of a page takes some 50 ms of a core, all its questions together; pages may have 4 % of the machine.
+    A look of a page takes some 50 ms of a core, all its questions together; pages may have 3 % of the machine.
     """
 
-    usual, cost, share, forgotten = 2.0, 0.05, 0.04, 90.0
+    usual, cost, share, forgotten = 2.0, 0.05, 0.03, 90.0
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}

@@ -140,11 +140,13 @@ def measure_table(rounds: int) -> None:
         print(f"| {name} | {told[0][name]:.0f} | {statistics.median(one[name] for one in told[1:]):.0f} |")
 
 
-async def poll(url: str, sessions: int, seconds: float, tokens: Callable[[], float]) -> tuple[float, int, float]:
+async def poll(
+    url: str, sessions: int, seconds: float, measure: Callable[[], tuple[float, float]]
+) -> tuple[float, float, int, float]:
     """Ask as so many open pages do: every handler of the timer, as often as the studio wants it.
 
     Returns:
-        Tokens a second of the training meanwhile, how many looks there were, and the mean seconds of each.
+        What grew meanwhile of the two numbers of `measure`, each a second; how many looks there were, and the mean seconds of each.
     """
     import httpx
 
@@ -183,12 +185,12 @@ async def poll(url: str, sessions: int, seconds: float, tokens: Callable[[], flo
         asked = asyncio.gather(*(page(number) for number in range(sessions)))
         await asyncio.sleep(_SETTLE)  # until the pages know their pace
         waits.clear()
-        begin, began = tokens(), time.monotonic()
+        begin, began = measure(), time.monotonic()
         await asyncio.sleep(until - time.monotonic())
-        speed = (tokens() - begin) / (time.monotonic() - began)
+        end, took = measure(), time.monotonic() - began
         count, mean = len(waits), statistics.mean(waits) if waits else 0.0
         await asked
-    return speed, count, mean
+    return (end[0] - begin[0]) / took, (end[1] - begin[1]) / took, count, mean
 
 
 def _runs() -> list[str]:
@@ -230,15 +232,15 @@ def measure_pages(pages: int, rounds: int, seconds: float) -> None:
         try:
             while len(read_metrics(run).steps) < 40:
                 time.sleep(0.5)
+            url = f"http://127.0.0.1:{port}"
             speeds: dict[int, list[float]] = {0: [], pages: []}
             shares: dict[int, list[float]] = {0: [], pages: []}
             for round in range(rounds):
                 for count in (0, pages) if round % 2 == 0 else (pages, 0):
-                    before = _busy(studio.pid)
-                    asking = poll(f"http://127.0.0.1:{port}", count, seconds, lambda: tokens_of(run))
-                    speed, asked, wait = asyncio.run(asking)
+                    asking = poll(url, count, seconds, lambda: (tokens_of(run), _busy(studio.pid)))
+                    speed, busy, asked, wait = asyncio.run(asking)
                     speeds[count].append(speed)
-                    shares[count].append((_busy(studio.pid) - before) / (seconds + _SETTLE) / (os.cpu_count() or 1))
+                    shares[count].append(busy / (os.cpu_count() or 1))
                     print(f"{count:>3} pages: {speeds[count][-1]:7.0f} tokens/s; {asked} looks of {wait * 1000:.0f} ms", flush=True)  # fmt: skip
             plain, watched = (statistics.median(speeds[count]) for count in (0, pages))
             print(f"{pages} pages cost {1 - watched / plain:.1%} of the speed ({plain:.0f} and {watched:.0f} tokens/s)")
