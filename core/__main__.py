@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from core import advice, changes, presets, runs
+from core import advice, changes, notice, parcel, presets, queue, runs
 from core.config import Config, assign, parse_assignment
 from core.model import PLAYGROUND, describe, locate
 from core.problem import Problem
@@ -82,6 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
     command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
     sub = command("runs", _runs, "List the runs.")
     sub.add_argument("--json", action="store_true")
+    _add_queue(commands.add_parser("queue", help="See and change what waits: one run is at work at a time."))
+    sub = command("pack", _pack, "Write a run as a zip that holds no path and no token of this machine.", "run")
+    sub.add_argument("--out", type=Path, required=True, help="the zip file")
+    command("import", _import, "Copy a run's folder from elsewhere among the studio's runs.", "folder")
+    sub = command("notify", _notify, "Who is told when a run ends.")
+    sub.add_argument("--webhook", help='an address that gets a POST of run, name, outcome and message; "" for none')
+    sub.add_argument("--test", metavar="RUN", help="tell now how that run ended")
+    sub.add_argument(
+        "--command",
+        nargs=argparse.REMAINDER,
+        help="a program and its arguments, no shell; {name} and {outcome} are filled",
+    )
     sub = command("estimate", _estimate, "What a configuration would train, on how much.", "config")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     sub.add_argument("--json", action="store_true")
@@ -137,6 +150,94 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_queue(parser: argparse.ArgumentParser) -> None:
+    """The commands of `queue`; without one it lists what waits."""
+    parser.set_defaults(run_command=_queue)
+    parser.add_argument("--json", action="store_true")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    add = actions.add_parser("add", help="put a training behind the others and return at once")
+    add.add_argument("config", help="a YAML file, or the name of a recipe or task")
+    add.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add.set_defaults(run_command=_queue_add)
+    for name, act, help in (
+        ("remove", queue.remove, "take a run out; it can be resumed later"),
+        ("hold", queue.hold, "let a run wait until it is released"),
+        ("release", lambda run: queue.hold(run, False), "let a run that is on hold start in its turn"),
+    ):
+        one = actions.add_parser(name, help=help)
+        one.add_argument("run")
+        one.set_defaults(run_command=_queue_act, act=act)
+    one = actions.add_parser("move", help="let a run start earlier or later")
+    one.add_argument("run")
+    one.add_argument("by", type=int, help="places: -1 is one earlier, 1 one later")
+    one.set_defaults(run_command=lambda options: (queue.move(runs.find(options.run), options.by), _queue(options))[1])
+    for name, on, help in (("pause", True, "start nothing new"), ("go-on", False, "start again what waits")):
+        one = actions.add_parser(name, help=help)
+        one.set_defaults(run_command=lambda options, on=on: (queue.pause(on), _queue_start(options))[1])
+    actions.add_parser("start", help="start the next one if no studio is open").set_defaults(run_command=_queue_start)
+
+
+def _queue(options: argparse.Namespace) -> None:
+    order, waiting = queue.read(), queue.waiting()
+    if options.json:
+        found = [{"id": run.id, "name": run.title, "held": run.id in order.held} for run in waiting]
+        print(json.dumps({"paused": order.paused, "waiting": found}, indent=2, ensure_ascii=False))
+        return
+    if order.paused:
+        print("The queue is paused: nothing new starts.")
+    for place, run in enumerate(waiting, 1):
+        print(f"{place:>3} {run.id:<48} {'on hold' if run.id in order.held else ''}".rstrip())
+    if not waiting:
+        print("Nothing waits.")
+
+
+def _queue_add(options: argparse.Namespace) -> None:
+    run = runs.create(_load(options))
+    print(f"run {run.id} in {run.folder}")
+    queue.start_next()
+
+
+def _queue_act(options: argparse.Namespace) -> None:
+    run = runs.find(options.run)
+    if run.state() != "queued":
+        raise Problem("The run {run} does not wait in the queue.", "It is {state}.", run=run.title, state=run.state())
+    options.act(run)
+    _queue(options)
+
+
+def _queue_start(options: argparse.Namespace) -> None:
+    started = queue.start_next()
+    print(f"{started.id} has started." if started else "Nothing was to be started here.")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    content = parcel.pack(runs.find(options.run))
+    try:
+        with options.out.open("xb") as file:
+            for chunk in content:
+                file.write(chunk)
+    except OSError as error:
+        raise Problem("{path} cannot be written.", "{error}.", path=options.out, error=error.strerror) from None
+    print(f"{options.out}, {options.out.stat().st_size / 1e6:.1f} MB")
+
+
+def _import(options: argparse.Namespace) -> None:
+    run = parcel.take_in(Path(options.folder))
+    print(f"run {run.id} in {run.folder}")
+
+
+def _notify(options: argparse.Namespace) -> int:
+    wishes = notice.Wishes.read()
+    if options.webhook is not None or options.command is not None:
+        webhook = wishes.webhook if options.webhook is None else notice.check_webhook(options.webhook)
+        command = wishes.command if options.command is None else tuple(options.command)
+        wishes = notice.Wishes(webhook, command)
+        wishes.write()
+    print(f"webhook  {'yes, ' + (urlsplit(wishes.webhook).hostname or '') if wishes.webhook else 'none'}")
+    print(f"command  {' '.join(wishes.command) if wishes.command else 'none'}")
+    return 2 if options.test and notice.tell(runs.find(options.test), wishes) else 0
+
+
 def _load(options: argparse.Namespace) -> Config:
     return presets.load(options.config, dict(parse_assignment(text) for text in options.set))
 
@@ -150,7 +251,12 @@ def _train(options: argparse.Namespace) -> int:
 def _work(options: argparse.Namespace) -> int:
     from core.engine import worker
 
-    return worker.main(runs.find(options.run))
+    run = runs.find(options.run)
+    status = worker.main(run)
+    # With no studio open, who ends starts the next one; being told may take a while, and nobody waits for it.
+    queue.start_next()
+    notice.tell(run)
+    return status
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -197,6 +303,7 @@ def _work_here(run: Run) -> int:
         printer.join(timeout=2)
     for problem in advice.advise(run.metrics()):
         print(problem, file=sys.stderr)
+    notice.tell(run)
     if result["outcome"] == "failed":
         print(result["message"], file=sys.stderr)
         return 2

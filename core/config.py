@@ -290,6 +290,13 @@ class TrainSettings(Settings):
         group="saving",
     )
 
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = knob(
+        "none",
+        "Numbers also to",
+        "Sends the numbers of every step to that library as well, which has to be installed; TensorBoard, MLflow and trackio keep them on this machine, Weights & Biases sends them to its servers.",
+        group="saving",
+    )
+
     @field_validator("batch_size", mode="plain")
     @classmethod
     def _read_batch_size(cls, value: Any) -> int | str:
@@ -415,10 +422,18 @@ def _default_method() -> Settings:
     return methods.find("lora")()
 
 
+# Safe in both forms; the one in C, which a few installations lack, is ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; a Problem names line and column when it is none."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = _LOADER(path.read_text(encoding="utf-8"))
+        try:
+            data = loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise Problem(
             "There is no file {path}.", to_do="Check the name, or see `python -m core presets`.", path=path

@@ -46,15 +46,23 @@ def cut(path: Path, most: int) -> None:
     """Leave out the middle of a file that is longer; of what is printed while that is done, a little may be lost."""
     if path.stat().st_size <= most:
         return
-    with path.open("r+b") as file:
+    with path.open("r+b", buffering=0) as file:
         head = file.read(min(_HEAD, most // 8))
         start = max(file.tell(), file.seek(0, os.SEEK_END) - min(_TAIL, most // 2))
         file.seek(start)
         tail = file.read(most // 2)
+        end = file.tell()
         left_out = f"\n[... {(start - len(head)) // 2**10} kB left out ...]\n".encode()
         file.seek(0)
         file.write(head + left_out + tail)
-        file.truncate()
+        place = file.tell()
+        # What was printed meanwhile stands behind the old end.
+        while file.seek(end) == end and (more := file.read(most)):
+            end = file.tell()
+            file.seek(place)
+            file.write(more)
+            place = file.tell()
+        file.truncate(place)
     # Where a process writes at a place of its own instead of at the end, it would leave a gap of zeros.
     _join(path)
 

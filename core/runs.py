@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import json
 import os
@@ -15,6 +16,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,6 +34,9 @@ ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 """The states of a run that somebody works on, or will without being asked again."""
 
 _RESERVE, _RESERVED = ".reserve", 2**16
+
+NOTES = "notes.json"
+"""What a person wrote about a run, as `core.notes` reads and writes it."""
 
 
 class ExportConfig(Settings):
@@ -146,7 +151,12 @@ class Run:
 
     def config_data(self) -> dict[str, Any]:
         """config.yaml as plain data."""
-        return load_yaml(self.folder / "config.yaml")
+        path = self.folder / "config.yaml"
+        try:
+            status = path.stat()
+        except OSError:
+            return load_yaml(path)
+        return copy.deepcopy(_load_config(path, status.st_mtime_ns, status.st_size))
 
     def config(self) -> Config:
         """The settings of a training run."""
@@ -159,8 +169,9 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Its name for people."""
-        return str(self.config_data().get("name") or self.id)
+        """Its name for people: the one that somebody gave it, else the one that it was started with."""
+        given = (self.read_json(NOTES) or {}).get("name")
+        return given if isinstance(given, str) and given else str(self.config_data().get("name") or self.id)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """One of the folder's JSON files; None while there is none."""
@@ -310,6 +321,12 @@ class Run:
         )
 
 
+@lru_cache(maxsize=1024)
+def _load_config(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    """A config.yaml, read once: it is never changed afterwards, and YAML is slow to read five hundred times."""
+    return load_yaml(path)
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -411,9 +428,9 @@ def find(name: str) -> Run:
 
 def find_id(run_id: str) -> Run:
     """The run of that id and nothing else: for names that came over the network, which never become a path."""
-    for run in all_runs():
-        if run.id == run_id:
-            return run
+    folder = runs_folder()
+    if run_id in os.listdir(folder) and (folder / run_id / "config.yaml").is_file():
+        return Run(folder / run_id)
     raise Problem("There is no run {name}.", to_do="Reload the page and choose one of the list.", name=repr(run_id))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import zlib
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from core.runs import Metrics
+from studio.metrics import Steps
 
 # Paul Tol's "bright" and "muted" schemes, ordered so that neighbours differ for colour-blind eyes too, on white and on black.
 PALETTE = ("#4477AA", "#D9641E", "#228833", "#AA3377", "#2593B8", "#96851B", "#CC3311", "#6A4C93")
@@ -18,7 +21,10 @@ _DARK = ("#77AADD", "#EE8866", "#66BB77", "#DD77AA", "#66CCEE", "#DDCC66", "#FF7
 _EVALUATION = ("#1B3F6B", "#A8480F", "#0F5A1D", "#70194B", "#1F8FB8", "#8A7B12", "#8A1F08", "#3F2766")
 _EVALUATION_DARK = ("#A9C6E8", "#FFC29B", "#93D49B", "#E39AC4", "#BFEBFA", "#EDE29B", "#FFA08C", "#D5C8EE")
 
-_MOST_POINTS = 1500
+_BUCKETS = 500
+_SMALL_BUCKETS = 160
+"""Parts into which a curve falls; two or three points of each are drawn, about as many as it has pixels."""
+_SPARK_WIDTH, _SPARK_HEIGHT = 96, 26
 _MOST_WRITTEN = 12
 """Rows of a matrix up to which its cells have room for their numbers."""
 _LONGEST_TICK = 24
@@ -41,32 +47,106 @@ def smooth(values: Sequence[float | None], span: float | None = None) -> list[fl
     Args:
         span: the number of steps that it looks back on; by default a twentieth of them.
     """
-    span = span or max(3.0, len(values) / 20)
-    keep = 1 - 2 / (span + 1)
-    total, weight = 0.0, 0.0
-    smoothed: list[float | None] = []
-    for value in values:
-        if value is None:
-            smoothed.append(None)
-            continue
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(total / weight)
+    return _listed(_smooth(np.array(values, dtype=float), span))
+
+
+def _smooth(values: np.ndarray, span: float | None = None) -> np.ndarray:
+    """`smooth` on float64 with NaN for gaps, a block of steps at a time."""
+    there = np.flatnonzero(np.isfinite(values))
+    smoothed = np.full(len(values), np.nan)
+    if not len(there):
+        return smoothed
+    keep = 1 - 2 / (max(1.0, span or max(3.0, len(values) / 20)) + 1)
+    if keep <= 0:
+        smoothed[there] = values[there]
+        return smoothed
+    # Inside a block the mean is a sum of powers, all blocks at once; powers of more than a million would lose digits.
+    size = max(1, min(len(there), int(math.log(1e6) / -math.log(keep))))
+    blocks = -(-len(there) // size)
+    some = np.zeros(blocks * size)
+    some[: len(there)] = values[there]
+    powers = keep ** np.arange(size)
+    totals = np.cumsum((1 - keep) * some.reshape(blocks, size) / powers, axis=1) * powers
+    carried, carry = np.zeros(blocks), 0.0
+    for block, last in enumerate(totals[:, -1].tolist()):
+        carried[block] = carry
+        carry = carry * keep**size + last
+    totals += carried[:, None] * powers * keep
+    smoothed[there] = totals.ravel()[: len(there)] / (1 - keep ** np.arange(1, len(there) + 1))
     return smoothed
 
 
-def _column(rows: Sequence[dict[str, Any]], name: str) -> list[float | None]:
-    """The numbers of one name; what is no finite number is a gap."""
+def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """The numbers of one name, float64; what is no finite number is a gap (NaN)."""
+    if isinstance(rows, Steps):
+        column = rows.column(name)
+        return np.where(np.isfinite(column), column, np.nan)
     values = (row.get(name) for row in rows)
-    return [
-        value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
-        for value in values
-    ]
+    return np.array(
+        [value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else math.nan for value in values],
+        dtype=float,
+    )  # fmt: skip
 
 
-def _thin(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """At most so many rows as a chart has pixels, the last always among them."""
-    stride = math.ceil(len(rows) / _MOST_POINTS)
-    return rows if stride <= 1 else [*rows[:-1:stride], rows[-1]]
+def extremes(values: np.ndarray, buckets: int) -> np.ndarray:
+    """Places (int, rising) that keep the look of a curve: of each bucket the least and the greatest value and the first gap.
+
+    A spike of one step among 200,000 is still there; the first and the last place always are.
+    """
+    size = -(-len(values) // buckets)
+    if size <= 2:
+        return np.arange(len(values))
+    whole = -(-len(values) // size)
+    padded = np.full(whole * size, np.nan)
+    padded[: len(values)] = values
+    grid = padded.reshape(whole, size)
+    gaps = np.isnan(grid)
+    begins = np.arange(whole) * size
+    least = np.where(gaps, np.inf, grid).argmin(axis=1) + begins
+    greatest = np.where(gaps, -np.inf, grid).argmax(axis=1) + begins
+    gap = gaps.argmax(axis=1) + begins
+    gap = gap[gaps.any(axis=1) & (gap < len(values))]
+    return np.unique(np.concatenate([[0], least, greatest, gap, [len(values) - 1]]))
+
+
+def _listed(values: np.ndarray, digits: int = 0) -> list[float | None]:
+    """An array as JSON takes it: whole numbers whole, gaps None; at most so many digits that mean something."""
+    listed = values.tolist()
+    if digits:
+        listed = [value if value != value else float(f"{value:.{digits}g}") for value in listed]
+    return [None if value != value else int(value) if value == int(value) else value for value in listed]
+
+
+def spark(values: Sequence[float | None] | np.ndarray, points: int = 40) -> list[float]:
+    """A curve in so few points that it is drawn a finger wide: the mean of each of its parts, gaps left out."""
+    some = np.array(values, dtype=float)
+    some = some[np.isfinite(some)]
+    if len(some) > points:
+        edges = np.linspace(0, len(some), points + 1).astype(int)
+        some = np.add.reduceat(some, edges[:-1]) / np.diff(edges)
+    return [float(f"{value:.4g}") for value in some.tolist()]
+
+
+def sparkline(values: Sequence[float], run_id: str, label: str) -> str:
+    """A small curve as inline SVG, in the run's colour; empty for fewer than two points."""
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    step = (_SPARK_WIDTH - 4) / (len(values) - 1)
+    points = " ".join(
+        f"{2 + at * step:.1f},{2 + (_SPARK_HEIGHT - 4) * (high - value) / span:.1f}" for at, value in enumerate(values)
+    )
+    return (
+        f"<svg class='spark' viewBox='0 0 {_SPARK_WIDTH} {_SPARK_HEIGHT}' width='{_SPARK_WIDTH}' height='{_SPARK_HEIGHT}'"
+        f" role='img' aria-label='{html.escape(label, quote=True)}'><polyline points='{points}' fill='none' stroke='{colour(run_id)}'"
+        " stroke-width='1.6' stroke-linejoin='round'/></svg>"
+    )
+
+
+def _thin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of very many evaluations those that keep the look of their loss."""
+    return [rows[place] for place in extremes(column(rows, "eval_loss"), _BUCKETS)]
 
 
 def loss_figure(metrics: Metrics, run_id: str, names: dict[str, str]) -> Figure:
@@ -76,19 +156,18 @@ def loss_figure(metrics: Metrics, run_id: str, names: dict[str, str]) -> Figure:
         names: what its curves and axes are called: raw, smoothed, evaluation, step, loss.
     """
     place = _place(run_id)
-    steps = _thin(metrics.steps)
-    x = _column(steps, "step")
-    raw = _column(steps, "loss")
-    even = {
-        row["step"]: value for row, value in zip(metrics.steps, smooth(_column(metrics.steps, "loss")), strict=True)
-    }
+    losses = column(metrics.steps, "loss")
+    shown = extremes(losses, _BUCKETS)
+    x = _listed(column(metrics.steps, "step")[shown])
+    raw = _listed(losses[shown])
+    even = _listed(_smooth(losses)[shown], 5)
     evals = _thin(metrics.evals)
-    show_points = "lines+markers" if len(steps) < 3 else "lines"
+    show_points = "lines+markers" if len(shown) < 3 else "lines"
     traces = [
         {"x": x, "y": raw, "atelier_dark": _DARK[place], "name": names["raw"], "mode": show_points, "line": {"color": PALETTE[place], "width": 1}, "opacity": 0.5, "hoverinfo": "skip"},
-        {"x": x, "y": [even[row["step"]] for row in steps], "name": names["smoothed"], "mode": "lines", "line": {"color": PALETTE[place], "width": 3}, "atelier_dark": _DARK[place]},
+        {"x": x, "y": even, "name": names["smoothed"], "mode": "lines", "line": {"color": PALETTE[place], "width": 3}, "atelier_dark": _DARK[place]},
         {
-            "x": _column(evals, "step"), "y": _column(evals, "eval_loss"), "name": names["evaluation"], "mode": "lines+markers",
+            "x": _listed(column(evals, "step")), "y": _listed(column(evals, "eval_loss")), "name": names["evaluation"], "mode": "lines+markers",
             "line": {"color": _EVALUATION[place], "width": 1.5, "dash": "dot"}, "marker": {"color": _EVALUATION[place], "size": 9, "symbol": "diamond"},
             "atelier_dark": _EVALUATION_DARK[place],
         },
@@ -107,11 +186,13 @@ def loss_figure(metrics: Metrics, run_id: str, names: dict[str, str]) -> Figure:
     }
 
 
-def small_figure(metrics: Metrics, run_id: str, column: str, title: str, step: str) -> Figure:
+def small_figure(metrics: Metrics, run_id: str, name: str, title: str, step: str) -> Figure:
     """One column over the steps, small."""
-    rows = _thin(metrics.steps)
+    values = column(metrics.steps, name)
+    shown = extremes(values, _SMALL_BUCKETS)
     trace = {
-        "type": "scatter", "x": _column(rows, "step"), "y": _column(rows, column), "mode": "lines" if len(rows) > 2 else "lines+markers",
+        "type": "scatter", "x": _listed(column(metrics.steps, "step")[shown]), "y": _listed(values[shown]),
+        "mode": "lines" if len(shown) > 2 else "lines+markers",
         "line": {"color": colour(run_id), "width": 1.5}, "name": title, "hovertemplate": "%{y:.4g}", "atelier_dark": _DARK[_place(run_id)],
     }  # fmt: skip
     return {
@@ -119,7 +200,7 @@ def small_figure(metrics: Metrics, run_id: str, column: str, title: str, step: s
         "title": title,
         "x": step,
         "y": "",
-        "key": f"{run_id}-{column}",
+        "key": f"{run_id}-{name}",
         "tall": False,
         "legend": False,
     }
@@ -130,19 +211,19 @@ def score_figure(metrics: Metrics, run_id: str, names: dict[str, str], step: str
 
     Its title names the curves with their marks: so small a figure has no room for a legend.
     """
-    rows = [row for row in _thin(metrics.evals) if any(row.get(column) is not None for column in names)]
+    rows = [row for row in _thin(metrics.evals) if any(row.get(key) is not None for key in names)]
     place = _place(run_id)
     looks = [
         (PALETTE[place], _DARK[place], "solid", "circle"),
         (_EVALUATION[place], _EVALUATION_DARK[place], "dot", "diamond"),
     ]
     traces = []
-    for number, (column, name) in enumerate(names.items()):
+    for number, (key, name) in enumerate(names.items()):
         light, dark, dash, symbol = looks[number % len(looks)]
-        values = [value if value is None else value * score_scale(column) for value in _column(rows, column)]
+        values = _listed(column(rows, key) * score_scale(key), 6)
         traces.append(
             {
-                "type": "scatter", "x": _column(rows, "step"), "y": values, "mode": "lines+markers", "name": name, "atelier_dark": dark,
+                "type": "scatter", "x": _listed(column(rows, "step")), "y": values, "mode": "lines+markers", "name": name, "atelier_dark": dark,
                 "line": {"color": light, "width": 1.5, "dash": dash}, "marker": {"color": light, "size": 6, "symbol": symbol},
                 "hovertemplate": "%{y:.1f}", "cliponaxis": False,
             }
@@ -218,33 +299,64 @@ def _tick(label: str) -> str:
     return escape(label if len(label) <= _LONGEST_TICK else label[: _LONGEST_TICK - 1] + "…")
 
 
-def overlay_figure(runs: Sequence[tuple[str, str, Metrics]], step: str, loss: str) -> Figure:
-    """The smoothed losses of several runs (id, name, metrics), each in its own colour."""
+def overlay_figure(
+    runs: Sequence[tuple[str, str, Metrics]],
+    names: dict[str, str],
+    *,
+    over: str = "step",
+    span: float | None = None,
+    logarithmic: bool = False,
+) -> Figure:
+    """The losses of several runs (id, name, metrics), each in its own colour.
+
+    Args:
+        names: what its axes are called: step, tokens, minutes, loss.
+        over: step, tokens or minutes.
+        span: steps that the smoothing looks back on, in hundredths of the run; 0 for none, None for the usual.
+        logarithmic: whether the losses stand on a logarithmic scale.
+    """
     traces = []
-    for run_id, name, metrics in runs:
-        rows = _thin(metrics.steps)
-        values = smooth(_column(rows, "loss"))
+    for (_, name, metrics), place in zip(runs, places([run_id for run_id, _, _ in runs]), strict=True):
+        losses = column(metrics.steps, "loss")
+        even = losses if span == 0 else _smooth(losses, None if span is None else max(2.0, len(losses) * span / 100))
+        shown = extremes(even, _BUCKETS)
         traces.append(
             {
-                "type": "scatter",
-                "x": _column(rows, "step"),
-                "y": values,
-                "name": escape(name),
-                "mode": "lines",
-                "line": {"color": colour(run_id), "width": 2.5},
-                "hovertemplate": "%{y:.4g}",
-                "atelier_dark": _DARK[_place(run_id)],
+                "type": "scatter", "x": _listed(_along(metrics, over)[shown], 7), "y": _listed(even[shown], 5), "name": escape(name),
+                "mode": "lines" if len(shown) > 2 else "lines+markers", "line": {"color": PALETTE[place], "width": 2.5},
+                "hovertemplate": "%{y:.4g}", "atelier_dark": _DARK[place], "connectgaps": False,
             }
-        )
+        )  # fmt: skip
     return {
-        "data": traces,
-        "title": "",
-        "x": step,
-        "y": loss,
-        "key": "overlay-" + "-".join(run_id for run_id, _, _ in runs),
-        "tall": True,
-        "legend": True,
-    }
+        "data": traces, "title": "", "x": names[over], "y": names["loss"], "tall": True, "legend": True, "log": logarithmic,
+        "key": "-".join(["overlay", over, str(logarithmic), *(run_id for run_id, _, _ in runs)]),
+    }  # fmt: skip
+
+
+def places(run_ids: Sequence[str]) -> list[int]:
+    """Where in the palette each of several runs stands: its own place, or the next that no other of them has taken."""
+    taken: list[int] = []
+    for run_id in run_ids:
+        own = _place(run_id)
+        free = ((own + way) % len(PALETTE) for way in range(len(PALETTE)))
+        taken.append(next((place for place in free if place not in taken), own))
+    return taken
+
+
+def _along(metrics: Metrics, over: str) -> np.ndarray:
+    """Where each step stands: its number, the tokens read so far, or the minutes worked, pauses before a resume left out."""
+    if over != "minutes":
+        return column(metrics.steps, "tokens" if over == "tokens" else "step")
+    times = column(metrics.steps, "time")
+    if not len(times):
+        return times
+    pauses = np.zeros(len(times))
+    for event in metrics.events:
+        if event.get("event") == "resumed" and isinstance(event.get("time"), int | float):
+            at = int(np.searchsorted(times, event["time"]))
+            if 0 < at < len(times):
+                pauses[at] = max(0.0, event["time"] - times[at - 1])
+    return (times - times[0] - np.cumsum(pauses)) / 60
 
 
 def escape(text: str) -> str:
@@ -271,7 +383,7 @@ const layout = (figure, colours) => ({
   font: {family: 'system-ui, sans-serif', size: 12, color: colours.text},
   title: figure.tall ? undefined : {text: figure.named ? named(figure) : figure.title, font: {size: 13}, x: 0, xanchor: 'left', y: 0.97},
   xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, zeroline: false, rangemode: 'tozero', nticks: figure.tall ? 10 : 5},
-  yaxis: {title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, zeroline: false, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
+  yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, zeroline: false, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
   showlegend: figure.legend, legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'},
   hovermode: 'x unified', hoverlabel: {bgcolor: colours.paper, font: {color: colours.text}}, dragmode: 'zoom',
 });

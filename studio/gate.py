@@ -28,6 +28,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core import parcel, runs
+from core.parcel import Spool
 from core.problem import Problem
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ SIGN_OUT_PATH = "/atelier/sign-out"
 PLOTLY_PATH = "/atelier/plotly.js"
 _ICON_PATH = "/favicon.ico"
 DOWNLOAD_PATH = "/atelier/download"
+PACK_PATH = "/atelier/pack"
 
 Say = Callable[[str, str], str]
 Resolve = Callable[[str, str], Path | None]
@@ -589,30 +592,13 @@ def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
             yield chunk
 
 
-class _Spool:
-    """A file that can only be written, from which the bytes written so far are taken."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._bytes += data
-        return len(data)
-
-    def flush(self) -> None: ...
-
-    def take(self) -> bytes:
-        taken, self._bytes = bytes(self._bytes), bytearray()
-        return taken
-
-
 def stream_zip(folder: Path, target: Path, name: str) -> Iterator[bytes]:
     """Pack all regular files below `target` into a zip, as it is read; links that lead out of `folder` stay out.
 
     Stored, not compressed: weights do not shrink. A file that vanishes meanwhile is left out. `name` is the top folder in
     the zip.
     """
-    spool = _Spool()
+    spool = Spool()
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
         for parent, folders, files in os.walk(target):
             folders.sort()
@@ -633,7 +619,7 @@ def stream_zip(folder: Path, target: Path, name: str) -> Iterator[bytes]:
     yield spool.take()
 
 
-def _routes(settings: GateSettings, codes: list[str], door: _Door, resolve: Resolve) -> list[Route]:
+def _routes(settings: GateSettings, codes: list[str], door: _Door, resolve: Resolve, say: Say) -> list[Route]:
     def go_home(request: Request) -> Response:
         headers = {"Vary": "Accept-Language, Cookie", "Cache-Control": "no-store"}
         return RedirectResponse(f"/{_language_of(request.headers, codes)}/", headers=headers)
@@ -663,6 +649,19 @@ def _routes(settings: GateSettings, codes: list[str], door: _Door, resolve: Reso
         name = "-".join([run_id, *part.split("/")]) if part else run_id
         return _attachment(f"{name}.zip", "application/zip", stream_zip(*found, name))
 
+    def send_packed(request: Request) -> Response:
+        run_id = request.path_params["run_id"]
+        found = _find(settings.downloads, resolve, run_id, "")
+        try:
+            if found is None:
+                raise Problem(
+                    "There is no run {name}.", to_do="Reload the page and choose one of the list.", name=repr(run_id)
+                )
+            return _attachment(f"{run_id}.zip", "application/zip", parcel.pack(runs.Run(found[0])))
+        except Problem as problem:
+            language = _language_of(request.headers, codes)
+            return PlainTextResponse(problem.text(lambda text: say(language, text)), 404)
+
     return [
         Route("/", go_home),
         Route("/language/{code}", set_language),
@@ -672,6 +671,7 @@ def _routes(settings: GateSettings, codes: list[str], door: _Door, resolve: Reso
         Route(SIGN_OUT_PATH, door.sign_out, methods=["POST"]),
         Route(PLOTLY_PATH, _send_plotly),
         Route(DOWNLOAD_PATH + "/{run_id}.zip", send_folder),
+        Route(PACK_PATH + "/{run_id}.zip", send_packed),
         Route(DOWNLOAD_PATH + "/{run_id}/{path:path}", send_file),
     ]
 
@@ -708,7 +708,7 @@ def create_app(
     processing_utils.async_ssrf_protected_download = _refuse_download
     codes = list(windows)
     door = _Door(settings, codes, say)
-    app = FastAPI(routes=_routes(settings, codes, door, resolve), docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(routes=_routes(settings, codes, door, resolve, say), docs_url=None, redoc_url=None, openapi_url=None)
     for code, blocks in windows.items():
         gr.mount_gradio_app(
             app,

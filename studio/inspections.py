@@ -23,11 +23,10 @@ from pyarrow import compute
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from core import model, runs, sources
+from core import launch, model, runs, sources
 from core.config import Config
 from core.findings import Finding
 from core.problem import Problem
-from studio import launcher
 
 _KEPT = 8
 _TAIL = 1500
@@ -235,7 +234,7 @@ class Inspections:
             data = yaml.safe_dump(runs.resolve_paths(config), sort_keys=False, allow_unicode=True)
             runs.write_whole(one.folder / "config.yaml", data)
             arguments = ["check-data", str(one.folder / "config.yaml"), "--out", str(one.folder)]
-            self._process = launcher.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
+            self._process = launch.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
             self._key = one.key
             return one
 

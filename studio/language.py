@@ -112,3 +112,12 @@ class Language:
         if hours < 48:
             return self.t("common.hours", h=minutes // 60, m=minutes % 60)
         return self.t("common.days", d=hours // 24, h=hours % 24)
+
+
+def in_bytes(size: float) -> str:
+    """A size for people, in powers of a thousand as file managers show it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 9.95 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -4,80 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 from filelock import FileLock, Timeout
 
-import core
-from core import process, runs
+from core import queue, runs
+from core.launch import ROOT, environment
 from core.problem import Problem
 from core.runs import Run
 
-ROOT = Path(core.__file__).resolve().parent.parent
-"""Where `python -m core` finds the engine."""
-
-_NOTE = "launch.json"
 _EVERY = 1.0
 _LOG_TAIL = 2000
-
-# A worker gets what it needs to find its files, its devices and the hub, and nothing else that the user's shell knows.
-_ENVIRONMENT = {
-    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH", "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "USERPROFILE", "APPDATA", "LOCALAPPDATA",
-    "PROGRAMDATA", "NUMBER_OF_PROCESSORS", "ATELIER_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE", "CC", "CXX",
-}  # fmt: skip
-_ENVIRONMENT_PREFIXES = (
-    "LC_",
-    "XDG_",
-    "CUDA_",
-    "NVIDIA_",
-    "HIP_",
-    "ROCR_",
-    "HSA_",
-    "OMP_",
-    "MKL_",
-    "PYTORCH_",
-    "TORCH",
-    "TRITON_",
-    "HF_",
-)
-
-
-def environment() -> dict[str, str]:
-    """The variables that a worker gets."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.upper() in _ENVIRONMENT or name.upper().startswith(_ENVIRONMENT_PREFIXES)
-    }
-    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "ATELIER_HOME": str(runs.home())}
-
-
-def spawn(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """`python -m core ARGUMENTS`, detached: it outlives the studio, and nothing of it is read but the file `log`."""
-    detached: dict[str, Any] = {"start_new_session": True}
-    if os.name == "nt":
-        detached = {
-            "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP
-            | subprocess.DETACHED_PROCESS
-            | subprocess.CREATE_NO_WINDOW
-        }  # type: ignore[attr-defined]
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "core", *arguments],
-            cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=handle, stderr=subprocess.STDOUT, close_fds=True, **detached,
-        )  # fmt: skip
-    finally:
-        os.close(handle)
 
 
 class Launcher:
@@ -149,14 +91,15 @@ class Launcher:
         """One look: bury, cancel, start."""
         self._bury()
         everything = sorted(runs.all_runs(), key=lambda run: run.id)
-        waiting = [run for run in everything if run.state() == "queued"]
+        waiting = queue.waiting(everything)
         for run in [run for run in waiting if run.asked("stop")]:
-            _cancel(run)
+            queue.remove(run)
             waiting.remove(run)
         busy = any(run.worker() is not None for run in everything)
         starting = [run for run in waiting if self._is_starting(run)]
-        if waiting and not busy and not starting:
-            self._launch(waiting[0])
+        ready = queue.ready(waiting)
+        if ready and not busy and not starting:
+            self._launch(ready[0])
 
     def _work(self) -> None:
         # Two studios may share a home; only one of them starts workers, the other waits for its turn.
@@ -175,20 +118,15 @@ class Launcher:
 
     def _launch(self, run: Run) -> None:
         started = time.time()
-        try:
-            child = spawn(["work", str(run.folder)], run.folder / "log.txt")
-        except OSError as error:
-            run.finish("failed", f"The worker could not be started: {error}", step=0)
-            return
-        self._children[run.id] = child, started
-        with contextlib.suppress(OSError):
-            runs.write_whole(run.folder / _NOTE, json.dumps(process.identify(child.pid)))
+        child = queue.launch(run)
+        if child is not None:
+            self._children[run.id] = child, started
 
     def _is_starting(self, run: Run) -> bool:
         """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
         if run.id in self._children:
             return True
-        return process.lives(run.read_json(_NOTE))
+        return queue.is_starting(run)
 
     def _bury(self) -> None:
         """Take in the children that ended; one that ended before it could say anything is given its last words."""
@@ -220,13 +158,3 @@ def _signed_in(run: Run, started: float) -> bool:
     """Whether a worker that was started then has written its name into the folder; by time, since its pid may be a child's."""
     birth = (run.read_json("worker.json") or {}).get("birth")
     return isinstance(birth, int | float) and birth > started - 2
-
-
-def _cancel(run: Run) -> None:
-    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before."""
-    if run.take("discard"):
-        run.discard()
-    for wish in ("stop", "resume", "save"):
-        run.take(wish)
-    if run.state() == "queued":
-        run.finish("stopped", "It was taken out of the queue before it began.", step=0)

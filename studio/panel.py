@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from typing import Any
 
 import gradio as gr
@@ -12,29 +10,10 @@ from core import runs
 from core.problem import Problem
 from core.runs import Metrics, Run
 from studio import answers, charts, report
+from studio.metrics import read_metrics
 from studio.tabs import Page
 
-_KEPT = 32
-_readers: OrderedDict[str, Metrics] = OrderedDict()
-_reading = threading.Lock()
-
 Updates = dict[Any, Any]
-
-
-def read_metrics(run: Run) -> Metrics:
-    """The run's numbers, read on from where the last look ended."""
-    with _reading:
-        path = run.folder / "metrics.jsonl"
-        reader = _readers.get(str(path))
-        if reader is None or (path.stat().st_size if path.exists() else 0) < reader.offset:
-            reader = Metrics(path)
-        _readers[str(path)] = reader
-        _readers.move_to_end(str(path))
-        while len(_readers) > _KEPT:
-            _readers.popitem(last=False)
-        reader.read()
-        # A copy of the lists: another request may read on while this one draws.
-        return Metrics(path, list(reader.steps), list(reader.evals), list(reader.events), reader.offset)
 
 
 def find(run_id: Any) -> Run | None:

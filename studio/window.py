@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import uvicorn
 
-from core import runs
 from core.problem import Problem
 from studio import language as languages
 from studio import report, tabs, theme
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
-from studio.panel import Updates, find, read_metrics
+from studio.overview import overview
+from studio.panel import Updates, find
 from studio.tabs import Page
 
 _QUICK = {"queue": False, "show_progress": "hidden"}
@@ -76,9 +78,17 @@ class _Header:
             self.running = gr.HTML(js_on_load=_LEAD, elem_classes=["chips"], min_width=120)
             gr.HTML(_switches(words), js_on_load=_SWITCH, elem_classes=["switches"], min_width=120)
         shown = [self.seen, self.device, self.running, self.leads_to]
-        page.timer.tick(self._refresh, inputs=[self.seen], outputs=shown, **_QUICK)
+        page.timer.tick(self._tick, inputs=[self.seen], outputs=[*shown, page.timer], **_QUICK)
         page.blocks.load(lambda: self._refresh(""), outputs=shown, **_QUICK)
         self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
+
+    def _tick(self, seen: Any, request: gr.Request) -> Any:
+        """A look of a page, and when its next one is due."""
+        updates = self._refresh(seen)
+        said = pace.look(str(request.session_hash), any(run.state in report.ACTIVE for run in overview.look()))
+        if said is None:
+            return updates
+        return (updates if "__type__" not in updates else {}) | {self.page.timer: gr.Timer(said)}
 
     def _refresh(self, seen: Any) -> Any:
         device, (run_id, running) = self.page.launcher.device(), self._running()
@@ -99,18 +109,18 @@ class _Header:
     def _running(self) -> tuple[str, str]:
         """The run at work and how far it is; else how many wait."""
         words = self.page.words
-        active = [run for run in runs.all_runs() if run.state() in report.ACTIVE]
-        working = [run for run in active if run.state() != "queued"] or active[-1:]
+        active = [run for run in overview.look() if run.state in report.ACTIVE]
+        working = [run for run in active if run.state != "queued"] or active[-1:]
         if not working:
             return "", ""
         run = working[0]
-        metrics = read_metrics(run)
-        step, steps = report.progress(run, metrics)
         parts = [
             run.title,
-            words.share(step / steps) if steps and run.state() != "queued" else words.t(f"common.word_{run.state()}"),
+            words.share(run.step / run.steps)
+            if run.steps and run.state != "queued"
+            else words.t(f"common.word_{run.state}"),
         ]
-        left = metrics.steps[-1].get("eta_s") if metrics.steps and run.state() == "running" else None
+        left = run.left if run.state == "running" else None
         if isinstance(left, int | float):
             parts.append(words.duration(left))
         if len(active) > 1:
@@ -120,6 +130,37 @@ class _Header:
     def _lead(self, run_id: Any) -> Any:
         run = find(run_id)
         return {self.page.run: run.id, self.page.tabs: self.page.go("runs")} if run else gr.skip()
+
+
+class Pace:
+    """How often pages look: the more of them while a training is at work, the seldomer, so that together they cost it little.
+
+    A look of a page takes some 50 ms of a core, all its questions together; pages may have 3 % of the machine.
+    """
+
+    usual, cost, share, forgotten = 2.0, 0.05, 0.03, 90.0
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()
+
+    def look(self, session: str, is_busy: bool) -> float | None:
+        """Seconds until the next look of that page, when it has to be told; None when it keeps its pace."""
+        now = time.monotonic()
+        with self._lock:
+            self._seen = {one: known for one, known in self._seen.items() if now - known[0] < self.forgotten}
+            _, told = self._seen.get(session, (now, self.usual))
+            pages = len(self._seen | {session: None})
+            due = self.usual
+            if is_busy:
+                due = min(self.forgotten / 2, max(due, pages * self.cost / (self.share * (os.cpu_count() or 1))))
+            # Not for every page that comes or goes: a new pace begins a new wait.
+            is_new = not 0.75 * told <= due <= 1.25 * told
+            self._seen[session] = now, due if is_new else told
+            return round(due, 1) if is_new else None
+
+
+pace = Pace()
 
 
 def _switches(words: Language) -> str:
@@ -157,6 +198,8 @@ def serve(settings: GateSettings) -> int:
                 error=error.strerror,
             ) from None
     launcher.start()
+    # Many runs that were never looked at take a moment; it shall pass before somebody asks for them.
+    threading.Thread(target=overview.look, daemon=True).start()
     print(f"Atelier is open at {next(iter(settings.hosts().values()))}", flush=True)
     try:
         # A page keeps a connection open for as long as it is looked at; the end must not wait for it.

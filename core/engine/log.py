@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from core.engine.trackers import Tracking
 from core.runs import Run
 
 
@@ -20,6 +21,7 @@ class Log:
     def __init__(self, run: Run):
         self.folder = run.folder
         self.fresh = not (run.folder / "metrics.jsonl").exists()
+        self.tracking = Tracking.of(run, lambda why: self.event("tracker_failed", why=why))
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             # A killed worker may have left half a line; the next one must not be glued to it.
@@ -28,9 +30,9 @@ class Log:
                     file.write(b"\n")
 
     def write(self, **numbers: Any) -> None:
-        self._append(
-            "metrics.jsonl", {key: _round(value) for key, value in numbers.items()} | {"time": round(time.time(), 2)}
-        )
+        line = {key: _round(value) for key, value in numbers.items()} | {"time": round(time.time(), 2)}
+        self._append("metrics.jsonl", line)
+        self.tracking.write(line)
 
     def event(self, event: str, step: int = 0, **facts: Any) -> None:
         self.write(event=event, step=step, **facts)

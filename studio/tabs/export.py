@@ -17,7 +17,7 @@ from core.runs import ExportConfig, Run
 from studio import answers, report
 from studio.answers import About
 from studio.gate import DOWNLOAD_PATH
-from studio.language import Language
+from studio.language import Language, in_bytes
 from studio.report import escape
 from studio.tabs import Page
 
@@ -334,15 +334,6 @@ def start(run_id: Any, kind: Kind, dtype: Any, merge_base: Any = "original") -> 
             if job.state() in report.ACTIVE and job.state() != "stopping" and wanted.items() <= data.items():
                 return job
         return runs.create(config)
-
-
-def in_bytes(size: float) -> str:
-    """A size for people, in powers of a thousand as file managers show it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if size >= 9.95 or unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _find(run_id: Any) -> About | None:

@@ -20,6 +20,8 @@ import psutil
 import pytest
 from ground import ROOT
 
+from core import runs
+from core.config import Config
 from studio.language import Language
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -327,6 +329,36 @@ def test_every_row_is_looked_at(page: sync_api.Page, studio: Studio) -> None:
     search.press("Enter")
     expect(row).to_contain_text("Is the sky blue?")
     assert before.startswith("Row 1 ")
+
+
+def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, studio: Studio) -> None:
+    made = runs.create(Config(name="made"), folder=studio.home / "runs" / "20200101-120000-made")
+    lines = [{"step": step, "steps": 9, "loss": 5.0 - step / 3} for step in range(1, 10)]
+    (made.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made.finish("completed", step=9, steps=9)
+    page.goto(studio.url + "/en/")
+    open_tab(page, "Runs")
+    box = page.locator(f".runs-table [data-pick='{made.id}']")
+    box.click()
+    expect(page.locator(".runs-overlay .js-plotly-plot")).to_be_visible(timeout=WAIT)
+    expect(page.locator(f".runs-table [data-pick='{made.id}']")).to_be_checked()
+    page.get_by_role("button", name="Clear the choice").click()
+    expect(page.locator("div.runs-overlay").first).to_be_hidden(timeout=WAIT)
+    page.locator(f".runs-table button[data-run='{made.id}']").click()
+    detail = page.locator("#runs-detail")
+    expect(detail.locator(".run-head")).to_be_visible(timeout=WAIT)
+    detail.get_by_role("button", name="Name, note and tags").click()
+    page.get_by_label("Tags").fill("first, kept")
+    page.locator("#runs-keep").click()
+    expect(page.locator(".runs-table .tag")).to_have_count(2, timeout=WAIT)
+    search = page.locator(".runs-search").locator("input, textarea").first
+    search.press_sequentially("nowhere at all")
+    expect(page.locator(".block.runs-table")).to_contain_text("No run holds", timeout=WAIT)
+    search.fill("kept")
+    expect(page.locator(".runs-table tbody tr")).to_have_count(1, timeout=WAIT)
+    with page.expect_download() as download:
+        detail.locator("a.pack").click()
+    assert zipfile.is_zipfile(download.value.path())
 
 
 def test_studio_is_killed_and_the_run_goes_on(page: sync_api.Page, studio: Studio) -> None:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import random
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from core.runs import Metrics
 from studio import charts
@@ -71,7 +75,7 @@ def test_the_zoom_is_kept_by_a_key_that_belongs_to_the_run() -> None:
 
 
 def test_names_of_runs_are_no_markup() -> None:
-    figure = charts.overlay_figure([("a", "<a href='http://x'>b</a>", _metrics())], "step", "loss")
+    figure = charts.overlay_figure([("a", "<a href='http://x'>b</a>", _metrics())], NAMES)
     assert "<" not in figure["data"][0]["name"]
 
 
@@ -100,3 +104,48 @@ def test_a_matrix_shows_counts_and_is_as_deep_as_their_share_of_the_row() -> Non
     many = [str(number) for number in range(77)]
     figure = charts.matrix_figure(many, many, [[0] * 77] * 77, "key", names)
     assert not figure["data"][0]["texttemplate"], "no room for 77 numbers"
+
+
+def test_a_spike_and_a_gap_of_one_step_among_200_000_are_drawn() -> None:
+    steps = [{"step": step, "loss": 1.0} for step in range(1, 200_001)]
+    steps[77_777]["loss"], steps[123_456]["loss"], steps[150_000]["loss"] = 50.0, -50.0, math.nan
+    drawn = charts.loss_figure(Metrics(Path("none"), steps), "run", NAMES)["data"][0]
+    at = dict(zip(drawn["x"], drawn["y"], strict=True))
+    assert at[77_778] == 50.0 and at[123_457] == -50.0 and at[150_001] is None
+    assert len(at) <= 1600 and 1 in at and 200_000 in at
+    small = charts.small_figure(Metrics(Path("none"), steps), "run", "loss", "", "")["data"][0]
+    assert max(value for value in small["y"] if value is not None) == 50.0 and len(small["x"]) < 600
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 999, 1000, 1001, 1501, 4000])
+def test_what_is_kept_is_in_order_and_holds_both_ends(count: int) -> None:
+    kept = charts.extremes(np.sin(np.arange(count) / 7), 500)
+    assert list(kept) == sorted(set(kept.tolist())) and len(kept) <= 1502
+    assert count == 0 or (kept[0], kept[-1]) == (0, count - 1)
+    assert charts.extremes(np.full(count, np.nan), 500).tolist() == sorted(
+        set(charts.extremes(np.full(count, np.nan), 500).tolist())
+    )
+
+
+@pytest.mark.parametrize("span", [None, 1, 2, 3, 50, 5000])
+def test_smoothing_by_blocks_is_smoothing_step_by_step(span: float | None) -> None:
+    draw = random.Random(0)
+    values = [None if draw.random() < 0.05 else draw.gauss(3, 1) for _ in range(3000)]
+    keep, total, weight, expected = 1 - 2 / ((span or len(values) / 20) + 1), 0.0, 0.0, []
+    for value in values:
+        if value is not None:
+            total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        expected.append(None if value is None else total / weight)
+    assert charts.smooth(values, span) == [None if value is None else pytest.approx(value) for value in expected]
+
+
+def test_runs_of_one_colour_are_told_apart_where_they_meet() -> None:
+    ids = [f"run {number}" for number in range(8)]
+    assert len(set(charts.places(ids))) == 8
+    assert charts.PALETTE[charts.places(["alone"])[0]] == charts.colour("alone")
+
+
+def test_a_sparkline_is_a_label_and_numbers() -> None:
+    drawn = charts.sparkline(charts.spark([float(value) for value in range(1000)]), "run", "<b>'\"")
+    assert "<b>" not in drawn and drawn.count(",") == 40
+    assert charts.sparkline([1.0], "run", "") == "" and charts.spark([None, 2.0]) == [2.0]

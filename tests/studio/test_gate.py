@@ -531,6 +531,23 @@ def test_a_growing_file_is_sent_as_long_as_it_was(studio: Studio, run: Path) -> 
         log.unlink()
 
 
+def test_a_run_leaves_packed_when_it_has_ended(studio: Studio, run: Path) -> None:
+    folder = studio.runs / "20260101-140000-packed"
+    folder.mkdir()
+    assert studio.ask(f"{gate.PACK_PATH}/{folder.name}.zip").status == 404, "there are no settings in it"
+    (folder / "config.yaml").write_text("name: packed\ndata: {train: /srv/people/ada/rows.jsonl}\n")
+    (folder / "log.txt").write_text("private")
+    assert studio.ask(f"{gate.PACK_PATH}/{folder.name}.zip").status == 404, "it waits"
+    (folder / "result.json").write_text('{"outcome": "stopped"}')
+    answer = studio.ask(f"{gate.PACK_PATH}/{folder.name}.zip")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/zip")
+    assert "attachment" in answer.headers["Content-Disposition"] and b"/srv/people" not in answer.body
+    names = {Path(name).name for name in zipfile.ZipFile(io.BytesIO(answer.body)).namelist()}
+    assert names == {"config.yaml", "result.json"}
+    for other in ("../20260101-140000-packed", "..%2f..%2foutside", "linked", "nothing"):
+        assert studio.ask(f"{gate.PACK_PATH}/{other}.zip").status in (404, 400), other
+
+
 def test_a_folder_leaves_as_a_zip(studio: Studio, run: Path, tmp_path: Path) -> None:
     answer = studio.ask(f"{gate.DOWNLOAD_PATH}/{run.name}.zip")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/zip")

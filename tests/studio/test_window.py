@@ -21,7 +21,8 @@ from core.runs import Metrics, Run
 from studio import language, report, tabs, window
 from studio.form import Form, knobs
 from studio.language import Language
-from studio.panel import find, read_metrics
+from studio.metrics import read_metrics
+from studio.panel import find
 from studio.tabs import data as data_tab
 from studio.tabs import runs as runs_tab
 from studio.tabs import train as train_tab
@@ -392,7 +393,7 @@ def test_an_upload_elsewhere_is_refused(draw: Any, home: Path) -> None:
 def test_runs_shows_all_and_escapes_what_others_wrote(draw: Any) -> None:
     run = _run()
     tab = draw(runs_tab._Runs)
-    answer = tab._draw(run.id)
+    answer = tab._open(run.id, {}, {}, [], "")
     assert "a &lt;b&gt;name&lt;/b&gt;" in answer[tab.table] and "<b>name" not in answer[tab.table]
     panel = tab.panel.refresh(run.id, "")
     shown = "".join(panel[part] for part in (tab.panel.head, tab.panel.samples, tab.panel.events))
@@ -400,21 +401,11 @@ def test_runs_shows_all_and_escapes_what_others_wrote(draw: Any) -> None:
     assert panel[tab.panel.resume]["visible"] is True and panel[tab.panel.stop]["visible"] is False
 
 
-def test_several_runs_are_laid_over_each_other_with_what_differs(draw: Any) -> None:
-    first = _run("first")
-    second = runs.create(Config.read({"name": "second", "train": {"epochs": 9}}))
-    tab = draw(runs_tab._Runs)
-    answer = tab._overlay([first.id, second.id, "no such run", 3])
-    assert [trace["name"] for trace in answer[tab.overlay]["figures"][0]["data"]] == ["first", "second"]
-    assert "Epochs" in answer[tab.differing] and "Seed" not in answer[tab.differing]
-    assert tab._overlay("x")[tab.overlay] == {"figures": []}
-
-
 def test_nothing_is_sent_when_nothing_is_new(draw: Any) -> None:
     run = _run()
     tab = draw(runs_tab._Runs)
-    seen = tab._draw(run.id)[tab.seen]
-    assert tab._refresh(run.id, seen) == gr.skip()
+    seen = tab._open(run.id, {}, {}, [], "")[tab.seen]
+    assert tab._refresh(run.id, seen, {}, [], "") == gr.skip()
     panel_seen = tab.panel.refresh(run.id, "")[tab.panel.seen]
     assert tab.panel.refresh(run.id, panel_seen) == {}
     with (run.folder / "metrics.jsonl").open("a") as file:
@@ -435,7 +426,7 @@ def test_a_run_is_deleted_only_when_it_does_not_wait_or_work(draw: Any) -> None:
 def test_runs_answers_nonsense(draw: Any, value: Any) -> None:
     _run()
     tab = draw(runs_tab._Runs)
-    assert tab._draw(value)[tab.detail]["visible"] is False
+    assert tab._open(value, value, value, value, value, value, value, value)[tab.detail]["visible"] is False
     assert tab.panel.refresh(value, value) is not None
     assert tab._delete(value) == gr.skip() and len(runs.all_runs()) == 1
 
@@ -632,14 +623,15 @@ def _scored(**last: Any) -> Run:
 def test_scores_stand_in_the_numbers_in_a_chart_and_in_the_table(draw: Any) -> None:
     run = _scored()
     tab = draw(runs_tab._Runs)
-    answer, panel = tab._draw(run.id), tab.panel.refresh(run.id, "")
+    answer, panel = tab._open(run.id, {}, {}, [], ""), tab.panel.refresh(run.id, "")
     assert "<dt>Accuracy</dt><dd>93.2 %</dd>" in panel[tab.panel.head]
     assert "title='Accuracy 93.2 % · Macro F1 90.0 %'>Accuracy 93.2 %<" in answer[tab.table]
     names = [[trace["name"] for trace in figure["data"]] for figure in panel[tab.panel.small]["figures"]]
     assert ["Accuracy", "Macro F1"] in names
     assert panel[tab.panel.matrix] == {"figures": []}
     plain = _run("plain")
-    assert "Accuracy" not in tab._draw(plain.id)[tab.table].split("plain")[1].split("</tr>")[0]
+    rows = tab._open(plain.id, {}, {}, [], "")[tab.table].split("<tr ")
+    assert "Accuracy" not in next(row for row in rows if plain.id in row)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""The queue: which run is next, in the order that the user gave it; one at a time, whoever starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from filelock import FileLock, Timeout
+
+from core import process, runs
+from core.launch import spawn
+from core.problem import Problem
+from core.runs import Run, write_whole
+
+_FILE = "queue.json"
+_NOTE = "launch.json"
+
+
+@dataclass
+class Order:
+    """What the user said of the queue; what waits stands in the run folders alone.
+
+    Attributes:
+        order: ids of runs that were moved, first come first; who is not in it comes after, in the order of their start.
+        held: ids of runs that wait until they are released.
+        paused: whether nothing new starts.
+    """
+
+    order: list[str] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)
+    paused: bool = False
+
+
+def read() -> Order:
+    """The queue's own file; one that is none of ours counts as empty."""
+    try:
+        data = json.loads((runs.home() / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Order()
+    data = data if isinstance(data, dict) else {}
+    order, held = (
+        [name for name in found if isinstance(name, str)] if isinstance(found := data.get(key), list) else []
+        for key in ("order", "held")
+    )
+    return Order(order, set(held), data.get("paused") is True)
+
+
+@contextlib.contextmanager
+def _change() -> Iterator[Order]:
+    """The queue's file, to be changed by one process at a time."""
+    with FileLock(runs.home() / "queue.lock", mode=0o600):
+        order = read()
+        yield order
+        data = {"order": order.order, "held": sorted(order.held), "paused": order.paused}
+        write_whole(runs.home() / _FILE, json.dumps(data, indent=2))
+
+
+def waiting(everything: Sequence[Run] | None = None) -> list[Run]:
+    """The runs that wait for their turn, next first, those on hold among them."""
+    return arrange([run for run in (runs.all_runs() if everything is None else everything) if run.state() == "queued"])
+
+
+def arrange(some: Sequence[Run]) -> list[Run]:
+    """These runs in the order of the queue: as the user moved them, then as they were made."""
+    places = {name: place for place, name in enumerate(read().order)}
+
+    def place(run: Run) -> tuple[int, int, str]:
+        # Ids tell seconds alone, and a script makes several runs in one.
+        made = 0
+        with contextlib.suppress(OSError):
+            made = (run.folder / "config.yaml").stat().st_mtime_ns
+        return places.get(run.id, len(places)), made, run.id
+
+    return sorted(some, key=place)
+
+
+def ready(some: Sequence[Run]) -> list[Run]:
+    """Of runs that wait those that may start: none of them while the queue is paused."""
+    order = read()
+    return [] if order.paused else [run for run in some if run.id not in order.held]
+
+
+def move(run: Run, by: int) -> None:
+    """Let a waiting run start earlier (a negative number of places) or later."""
+    with _change() as order:
+        names = [one.id for one in waiting()]
+        _check_waiting(run, names)
+        place = names.index(run.id)
+        names.insert(max(0, min(len(names) - 1, place + by)), names.pop(place))
+        order.order = names
+
+
+def hold(run: Run, on: bool = True) -> None:
+    """Let a waiting run wait until it is released; the others pass it by."""
+    with _change() as order:
+        names = {one.id for one in waiting()}
+        _check_waiting(run, names)
+        order.held = (order.held | {run.id} if on else order.held - {run.id}) & names
+
+
+def pause(on: bool = True) -> None:
+    """Start nothing new until it goes on; what is at work is not touched."""
+    with _change() as order:
+        order.paused = on
+
+
+def remove(run: Run) -> None:
+    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before."""
+    if run.take("discard"):
+        run.discard()
+    for wish in ("stop", "resume", "save"):
+        run.take(wish)
+    if run.state() == "queued":
+        run.finish("stopped", "It was taken out of the queue before it began.", step=0)
+
+
+def _check_waiting(run: Run, names: Sequence[str] | set[str]) -> None:
+    if run.id not in names:
+        raise Problem("The run {run} does not wait in the queue.", "It is {state}.", run=run.title, state=run.state())
+
+
+def launch(run: Run) -> subprocess.Popen[bytes] | None:
+    """Start the run's worker, in a session of its own; None, and a failed run, when that cannot be."""
+    try:
+        child = spawn(["work", str(run.folder)], run.folder / "log.txt")
+    except OSError as error:
+        run.finish("failed", f"The worker could not be started: {error}", step=0)
+        return None
+    with contextlib.suppress(OSError):
+        write_whole(run.folder / _NOTE, json.dumps(process.identify(child.pid)))
+    return child
+
+
+def is_starting(run: Run) -> bool:
+    """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
+    return process.lives(run.read_json(_NOTE))
+
+
+def start_next() -> Run | None:
+    """Start what is next when the device is free and no studio is open, which would start it itself.
+
+    A worker calls this when it has ended, so that a queue is worked off with no studio at all. What is started has a
+    session of its own and outlives the caller.
+
+    Returns:
+        The run that was started; None when there is none, or another process sees to it.
+    """
+    with contextlib.suppress(Timeout), FileLock(runs.home() / "launcher.lock", mode=0o600).acquire(timeout=0):
+        everything = runs.all_runs()
+        some = waiting(everything)
+        for run in [run for run in some if run.asked("stop")]:
+            remove(run)
+            some.remove(run)
+        at_work = [worker for run in everything if (worker := run.worker()) is not None]
+        if any(worker["pid"] != os.getpid() for worker in at_work):
+            return None
+        # Also one that was started and has not signed in yet, whatever its state is called.
+        if any(is_starting(run) for run in everything if run.result() is None or run.asked("resume")):
+            return None
+        for run in ready(some):
+            if launch(run) is not None:
+                return run
+    return None

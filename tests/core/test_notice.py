@@ -1,0 +1,146 @@
+"""Whoever wants to know is told that a run ended; whatever fails there hurts nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from core import notice, runs
+from core.__main__ import main
+from core.config import Config
+from core.notice import Wishes
+from core.problem import Problem
+from core.runs import Run
+
+
+class _Server(HTTPServer):
+    asked: list[tuple[str, dict]]
+    answer: int = 200
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked.append((self.path, json.loads(body)))
+        self.send_response(self.server.answer)
+        self.send_header("location", "/elsewhere")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    run = runs.create(Config(name="my {message} run"))
+    run.finish("failed", "it broke; $(touch x)", step=3)
+    return run
+
+
+def _address(server: _Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}/hook?key=secret"
+
+
+def test_the_address_gets_run_outcome_and_message(run: Run, server: _Server) -> None:
+    assert notice.tell(run, Wishes(_address(server))) == []
+    assert server.asked == [("/hook?key=secret", {"run": run.id, "name": "my {message} run", "outcome": "failed", "message": "it broke; $(touch x)"})]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [302, 307, 404, 500])
+def test_only_that_address_is_asked_and_its_secret_is_not_told(run: Run, server: _Server, answer: int, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    server.answer = answer
+    (wrong,) = notice.tell(run, Wishes(_address(server)))
+    assert len(server.asked) == 1 and str(answer) in wrong
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_proxies_of_the_environment_are_not_used(run: Run, server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert notice.tell(run, Wishes(_address(server))) == [] and len(server.asked) == 1
+
+
+def test_an_address_that_does_not_answer_hurts_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setattr(notice, "_SECONDS", 0.2)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        (wrong,) = notice.tell(run, Wishes(f"http://127.0.0.1:{deaf.getsockname()[1]}/"))
+    assert "Timeout" in wrong
+
+
+def test_a_command_gets_its_arguments_as_they_are(run: Run, tmp_path: Path) -> None:
+    script = "import json, os, sys; json.dump([sys.argv[2:], os.environ['ATELIER_OUTCOME'], os.environ.get('AWS_SECRET')], open(sys.argv[1], 'w'))"
+    out = tmp_path / "out.json"
+    os.environ["AWS_SECRET"] = "x"
+    try:
+        wishes = Wishes(
+            command=(sys.executable, "-c", script, str(out), "{name}", "{outcome}: {message}", "{unknown}", "a b")
+        )
+        assert notice.tell(run, wishes) == []
+    finally:
+        del os.environ["AWS_SECRET"]
+    told, outcome, secret = json.loads(out.read_text())
+    assert told == ["my {message} run", "failed: it broke; $(touch x)", "{unknown}", "a b"], (
+        "filled once, read by no shell"
+    )
+    assert (outcome, secret) == ("failed", None)
+
+
+def test_a_command_that_fails_or_hangs_hurts_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "FileNotFoundError" in notice.tell(run, Wishes(command=("/no/such/program",)))[0]
+    assert "ended with 3" in notice.tell(run, Wishes(command=(sys.executable, "-c", "raise SystemExit(3)")))[0]
+    monkeypatch.setattr(notice, "_COMMAND_SECONDS", 0.2)
+    assert "Timeout" in notice.tell(run, Wishes(command=(sys.executable, "-c", "import time; time.sleep(60)")))[0]
+
+
+@pytest.mark.parametrize("text", ["ftp://a/b", "file:///etc/passwd", "http://", "x", "http://a b/", "http://a:99999/", 3, None, "https://a/" + "x" * 3000])  # fmt: skip
+def test_what_is_no_address_is_refused(text: object) -> None:
+    with pytest.raises(Problem):
+        notice.check_webhook(text)
+
+
+def test_wishes_lie_privately_and_broken_ones_count_as_none(home: Path) -> None:
+    Wishes("https://a/b", ("x", "y")).write()
+    assert Wishes.read() == Wishes("https://a/b", ("x", "y"))
+    if os.name == "posix":
+        assert (home / "notify.json").stat().st_mode & 0o077 == 0
+    for text in ("[", "[]", '{"webhook": 3, "command": "rm -rf /"}'):
+        (home / "notify.json").write_text(text)
+        assert Wishes.read() == Wishes()
+
+
+def test_the_command_line_sets_them_and_a_worker_tells(home: Path, tmp_path: Path, server: _Server, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    import subprocess
+
+    from ground import ROOT
+
+    assert main(["notify", "--webhook", _address(server)]) == 0
+    assert "secret" not in capsys.readouterr().out
+    run = runs.create(Config.read({"model": {"name": "/nowhere/at/all"}}))
+    subprocess.run([sys.executable, "-m", "core", "work", str(run.folder)], cwd=ROOT, capture_output=True, timeout=120, check=False)  # fmt: skip
+    assert [told["outcome"] for _, told in server.asked] == ["failed"] and run.state() == "failed"

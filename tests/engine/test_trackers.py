@@ -1,0 +1,171 @@
+"""Numbers go to another library as well, and whatever that library does, the run goes on and its own numbers are whole."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import runs
+from core.config import Config
+from core.engine import trackers
+from core.engine.loop import Log
+from core.engine.trackers import TRACKERS, Tracking
+from core.runs import Run
+
+
+def _run(tracker: str, home: Path) -> Run:
+    return runs.create(Config.read({"name": "tracked", "train": {"tracker": tracker, "epochs": 2}}))
+
+
+def _write(log: Log, first: int, last: int) -> None:
+    log.event("started", steps=last)
+    for step in range(first, last + 1):
+        log.write(step=step, steps=last, loss=1.0 / step, learning_rate=0.1, grad_norm=float("nan"))
+    log.write(step=last, eval_loss=0.5, eval_f1=0.25)
+
+
+class _Written:
+    """A library that remembers, or does whatever a test wants it to."""
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+        self.run, self.settings, self.resumed = run, settings, resumed
+        self.lines: list[tuple[int, dict[str, float]]] = []
+        self.is_finished = False
+        _Written.made.append(self)
+
+    made: list[_Written] = []
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self.lines.append((step, dict(numbers)))
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[_Written]:
+    monkeypatch.setattr(_Written, "made", [])
+    for name in TRACKERS:
+        monkeypatch.setitem(TRACKERS, name, _Written)
+    return _Written.made
+
+
+def test_every_tracker_is_a_choice_and_every_choice_a_tracker() -> None:
+    from typing import get_args
+
+    from core.config import TrainSettings
+
+    assert set(get_args(TrainSettings.model_fields["tracker"].annotation)) == {"none", *TRACKERS}
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_numbers_arrive_in_order_and_events_do_not(home: Path, written: list[_Written], name: str) -> None:
+    log = Log(_run(name, home))
+    _write(log, 1, 3)
+    log.tracking.close()
+    (one,) = written
+    assert [step for step, _ in one.lines] == [1, 2, 3, 3]
+    assert one.lines[1][1] == {"loss": 0.5, "learning_rate": 0.1}, "a gap is no number"
+    assert one.lines[3][1] == {"eval_loss": 0.5, "eval_f1": 0.25}
+    assert one.settings["train.epochs"] == 2 and one.resumed == 0 and one.is_finished
+
+
+def test_a_resumed_run_tells_where_it_goes_on(home: Path, written: list[_Written]) -> None:
+    log = Log(_run("wandb", home))
+    _write(log, 8, 9)
+    log.tracking.close()
+    assert written[0].resumed == 7
+
+
+def test_nothing_is_asked_of_a_library_that_nobody_wants(home: Path, written: list[_Written]) -> None:
+    log = Log(_run("none", home))
+    _write(log, 1, 3)
+    log.tracking.close()
+    assert written == []
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named x"), RuntimeError("no network"), SystemExit(1)])
+@pytest.mark.parametrize("where", ["begin", "log", "finish"])
+def test_a_library_that_fails_is_an_event_and_the_numbers_are_whole(
+    home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
+) -> None:
+    class Bad(_Written):
+        def __init__(self, *rest: Any):
+            if where == "begin":
+                raise error
+            super().__init__(*rest)
+
+        def log(self, numbers: Mapping[str, float], step: int) -> None:
+            if where == "log":
+                raise error
+
+        def finish(self) -> None:
+            raise error
+
+    monkeypatch.setitem(TRACKERS, "mlflow", Bad)
+    run = _run("mlflow", home)
+    log = Log(run)
+    _write(log, 1, 5)
+    log.tracking.close()
+    metrics = run.metrics()
+    assert [row["step"] for row in metrics.steps] == [1, 2, 3, 4, 5] and len(metrics.evals) == 1
+    told = [event for event in metrics.events if event["event"] == "tracker_failed"]
+    assert len(told) == 1 and type(error).__name__ in told[0]["why"]
+
+
+def test_a_library_that_hangs_holds_up_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+
+    class Slow(_Written):
+        def log(self, numbers: Mapping[str, float], step: int) -> None:
+            free.wait(60)
+
+    monkeypatch.setitem(TRACKERS, "trackio", Slow)
+    monkeypatch.setattr(trackers, "_MOST_WAITING", 10)
+    monkeypatch.setattr(trackers, "_LAST_SECONDS", 0.1)
+    run = _run("trackio", home)
+    log = Log(run)
+    _write(log, 1, 50)
+    log.tracking.close()
+    assert not free.is_set() and len(run.metrics().steps) == 50
+    assert "cannot keep pace" in next(e for e in run.metrics().events if e["event"] == "tracker_failed")["why"]
+    free.set()
+
+
+def test_a_library_that_is_missing_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = _run("wandb", home)
+    log = Log(run)
+    _write(log, 1, 2)
+    log.tracking.close()
+    (told,) = [event for event in run.metrics().events if event["event"] == "tracker_failed"]
+    assert "wandb" in told["why"] and len(run.metrics().steps) == 2
+
+
+def test_a_folder_that_is_no_training_has_none(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("job: export\nrun: x\n")
+    said: list[str] = []
+    Tracking.of(Run(tmp_path), said.append).write({"step": 1, "loss": 1.0})
+    assert said == []
+
+
+def test_tensorboard_reads_what_was_written_and_a_resumed_run_goes_on(home: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = _run("tensorboard", home)
+    for first, last in ((1, 6), (4, 5)):  # the second time from the checkpoint of step 3
+        log = Log(run)
+        _write(log, first, last)
+        log.tracking.close()
+    read = EventAccumulator(str(run.folder / "tensorboard"))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert read.Scalars("loss")[4].value == pytest.approx(0.2)
+    assert [event.value for event in read.Scalars("eval_f1")][-1] == 0.25
+    assert [event for event in run.metrics().events if event["event"] == "tracker_failed"] == []
