@@ -106,14 +106,14 @@ class DataSettings(Settings):
         "Data set",
         "A file or a folder, a built-in sample, or an id on the Hugging Face hub; several with ; between them.",
         min_length=1,
-        max_length=1000,
+        max_length=10_000,
     )
     eval: str | None = knob(
         None,
         "Evaluation data",
         "A separate file to measure on; empty takes the files of a folder that are named for it, else sets rows aside.",
         group="data",
-        max_length=1000,
+        max_length=10_000,
     )
     eval_fraction: float = knob(
         0.05,
@@ -156,6 +156,13 @@ class DataSettings(Settings):
         "Rows that are too long",
         "Their end is cut, their oldest turns are left out, they are split between turns into several, or they are dropped. Plain text always goes on in the next row.",
         group="data",
+    )
+    leave_out: list[Literal["duplicate", "near_duplicate", "overlap", "near_overlap", "conflict", "mojibake"]] = knob(
+        [],
+        "Rows to leave out",
+        "Rows that an inspection finds are neither trained on nor measured on: duplicate, near_duplicate, overlap, near_overlap, conflict or mojibake, one a line.",
+        group="data",
+        max_length=10,
     )
     stride: int = knob(
         128,

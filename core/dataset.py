@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import functools
+import itertools
 import os
 import random
 import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core import formats, readers, sources
+from core.examples import keep_examples
 from core.formats import Example, Recognition
 from core.problem import Problem
-from core.readers import BadRow, Rows, unreadable
+from core.readers import BadRow, Entry, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
 
 __all__ = [
-    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "find_overlap", "has_eval_files", "import_file", "load",
+    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "has_eval_files", "import_file", "load",
     "looks_like_hub_id", "read_rows", "split",
 ]  # fmt: skip
+
+_SAY_EVERY = 1000
+_MOST_SAID = 1000
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Dataset:
     """Rows turned into examples.
 
     `examples[i]` is row `numbers[i]` of the file (from 1); `rows` counts all rows of the file, good and bad; `bad` are
-    the rows that are no example, each with what is wrong. Several files are counted through, as if they were one.
+    the rows that are no example, each with what is wrong; what is in neither, the format leaves out. Several files are
+    counted through, as if they were one.
     """
 
     examples: Sequence[Example]
@@ -47,13 +55,12 @@ class Dataset:
     @property
     def labels(self) -> list[str] | None:
         """The label of each example, None unless every one has exactly one."""
-        found = [example.labels[0] for example in self.examples if example.labels and len(example.labels) == 1]
-        return found if len(found) == len(self.examples) else None
-
-    def chosen(self, indices: Iterable[int]) -> Dataset:
-        """The same with these examples alone."""
-        indices = list(indices)
-        return replace(self, examples=[self.examples[i] for i in indices], numbers=[self.numbers[i] for i in indices])
+        found = []
+        for example in self.examples:
+            if not example.labels or len(example.labels) != 1:
+                return None
+            found.append(example.labels[0])
+        return found
 
     @property
     def reason(self) -> str:
@@ -66,7 +73,7 @@ class Dataset:
 
 def load(
     source: str | Path, format: str = "auto", columns: Mapping[str, str] | None = None, *, strict: bool = False,
-    limit: int | None = None, field: str = "data.train", aside: bool = False,
+    limit: int | None = None, field: str = "data.train", aside: bool = False, tell: Callable[[int], None] | None = None,
 ) -> Dataset:  # fmt: skip
     """Read a data set and turn every row into an example.
 
@@ -78,27 +85,52 @@ def load(
         limit: rows to read at most.
         field: the setting that the source stands in, which a Problem is shown beside.
         aside: read the evaluation files of the folders in it (`has_eval_files`) instead.
+        tell: is told the rows done now and then; what it raises ends the reading.
 
     Raises:
         Problem: the source cannot be read, its shape is not known, no row is good, or (strict) any row is bad.
     """
-    files = _read_files(str(source), limit, field, "aside" if aside else "eval" if field == "data.eval" else "train")
-    recognitions = _recognise(files, columns, format, field)
-    examples, numbers, bad = [], [], [row for file in files for row in file.bad()]
-    for file, recognition in zip(files, recognitions, strict=True):
-        for index, number in enumerate(file.rows.numbers):
-            try:
-                examples.append(recognition.format.read(file.rows[index], recognition.columns))
-                numbers.append(number + file.before)
-            except Problem as problem:
-                bad.append(file.place(BadRow(number, file.rows.line(index), problem)))
-            except (RecursionError, ValueError) as error:
-                bad.append(file.place(BadRow(number, file.rows.line(index), unreadable(error))))
-    bad.sort(key=lambda one: one.row)
-    dataset = Dataset(examples, numbers, recognitions[0], files[-1].before + files[-1].count, bad)
+    examples, numbers, bad = keep_examples(), array("q"), _BadRows()
+    count, lead = 0, None
+    with _beside(field):
+        for file in _open_files(str(source), limit, "aside" if aside else "eval" if field == "data.eval" else "train"):
+            recognition = file.recognise(columns, format, lead)
+            if recognition and lead is None:
+                lead = _Lead(file.name, tuple(file.columns), recognition)
+            for entry in itertools.islice(file.entries(), None if limit is None else limit - count):
+                count += 1
+                value = _read_example(entry, recognition)
+                if isinstance(value, Problem):
+                    bad.add(count, entry, file.name, value)
+                elif value is not None:
+                    examples.append(value)
+                    numbers.append(count)
+                if tell and count % _SAY_EVERY == 0:
+                    tell(count)
+        if lead is None:
+            Problem.raise_all(_summarise(bad.rows, count, field))
+            raise _no_rows(source)
+    dataset = Dataset(examples, numbers, lead.recognition, count, bad.rows)
     if strict or not examples:
         Problem.raise_all(dataset.problems(field))
+    if not examples:
+        raise Problem(
+            "The format {format} leaves every row out.", "{rows} rows were read.", "Choose another format, or other data.",
+            field="data.format", format=dataset.format, rows=dataset.rows,
+        )  # fmt: skip
     return dataset
+
+
+def _read_example(entry: Entry, recognition: Recognition | None) -> Example | Problem | None:
+    """None for a row that the format leaves out."""
+    if isinstance(entry.value, Problem) or recognition is None:
+        return entry.value  # type: ignore[return-value]  # a file without a good row is recognised as nothing
+    try:
+        return recognition.format.read(entry.value, recognition.columns)
+    except Problem as problem:
+        return problem
+    except (RecursionError, ValueError) as error:
+        return unreadable(error)
 
 
 def has_eval_files(source: str | Path) -> bool:
@@ -160,47 +192,98 @@ def _share(count: int, sizes: Sequence[int], draw: random.Random) -> list[int]:
     return shares
 
 
-def find_overlap(train: Dataset, held: Dataset) -> list[tuple[int, int]]:
-    """Rows that are in both, by content: the number of the first row of `train` that is as a row of `held`, and its.
-
-    Capitals and white space make no difference, nor do labels and answers to a question: the text gives them away.
-    """
-    first: dict[bytes, int] = {}
-    for number, example in zip(train.numbers, train.examples, strict=True):
-        first.setdefault(_digest(example), number)
-    pairs = ((first.get(_digest(example)), number) for number, example in zip(held.numbers, held.examples, strict=True))
-    return [(there, number) for there, number in pairs if there is not None]
-
-
-def _digest(example: Example) -> bytes:
-    if example.question is not None:
-        texts = [example.question, example.context or ""]
-    elif example.text is not None:
-        texts = [example.text]
-    else:
-        texts = [text for turn in example.messages for text in (turn.role, turn.content)]
-    plain = [" ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in texts]
-    return hashlib.blake2b("\0".join(plain).encode(), digest_size=16).digest()
-
-
-@dataclass(frozen=True)
-class _File:
-    """One of the files that are read as one data set; `name` is empty when it is the only one."""
+class _Lead(NamedTuple):
+    """The file that says what all others have to be: the first with a good row."""
 
     name: str
-    rows: Rows
-    before: int
+    columns: tuple[str, ...]
+    recognition: Recognition
+
+
+class _File:
+    """One of the files that are read as one data set, no further than it is asked for; `name` is empty when it is the
+    only one."""
+
+    def __init__(self, source: str, name: str, limit: int | None):
+        self.name = name
+        self._rest = sources.read(source, limit)
+        self._first: list[Entry] = []
+
+    @functools.cached_property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """Its first good rows, by which its format is told."""
+        found: list[Mapping[str, Any]] = []
+        for entry in self._rest:
+            self._first.append(entry)
+            found += [] if isinstance(entry.value, Problem) else [entry.value]
+            if len(found) == formats.SAMPLE:
+                break
+        return found
 
     @property
-    def count(self) -> int:
-        return len(self.rows) + len(self.rows.bad)
+    def columns(self) -> dict[str, None]:
+        """Every key that one of these has, in the order of first sight."""
+        return dict.fromkeys(str(key) for row in self.rows for key in row)
 
-    def place(self, bad: BadRow) -> BadRow:
-        """The bad row as the whole data set counts it."""
-        return replace(bad, row=bad.row + self.before, file=self.name, row_of_file=bad.row)
+    def entries(self) -> Iterator[Entry]:
+        """All that is in it, once."""
+        first, self._first = self._first, []
+        return itertools.chain(first, self._rest)
 
-    def bad(self) -> list[BadRow]:
-        return [self.place(bad) for bad in self.rows.bad]
+    def recognise(self, columns: Mapping[str, str] | None, format: str, lead: _Lead | None) -> Recognition | None:
+        """What its rows are, None when none is good; raises Problem when they are not what those of the `lead` are."""
+        if not self.rows:
+            return None
+        if lead is None:
+            return formats.recognise(self.rows, columns, format)
+        if set(self.columns) == set(lead.columns):
+            return lead.recognition
+        found = None
+        with contextlib.suppress(Problem):
+            found = formats.recognise(self.rows, columns, format)
+        if found is None or found.format is not lead.recognition.format:
+            raise Problem(
+                "{name} and {first} are not of one shape, and cannot be read as one data set.",
+                "The columns of {first} are {there}; those of {name} are {columns}.",
+                "Give them the same columns, or choose one of them.", name=self.name, first=lead.name,
+                there=", ".join(lead.columns)[:400] or "-", columns=", ".join(self.columns)[:400] or "-",
+            )  # fmt: skip
+        return found
+
+
+class _BadRows:
+    """Rows that are no example. All rows of a file may be bad in the same way: what is said of them is kept once."""
+
+    def __init__(self) -> None:
+        self.rows: list[BadRow] = []
+        self._said: dict[str, Problem] = {}
+
+    def add(self, row: int, entry: Entry, file: str, problem: Problem) -> None:
+        """Row `row` of the data set, which is row `entry.number` of that file."""
+        if len(self._said) < _MOST_SAID:
+            problem = self._said.setdefault(repr(problem.to_data()), problem)
+        self.rows.append(BadRow(row, entry.line, problem, file, entry.number if file else 0))
+
+
+def _open_files(source: str, limit: int | None, want: sources.Want) -> Iterator[_File]:
+    found = sources.find_files(source, want)
+    for one in found:
+        yield _File(one, Path(one).name if len(found) > 1 else "", limit)
+
+
+@contextlib.contextmanager
+def _beside(field: str) -> Iterator[None]:
+    """Problems are shown beside that setting unless they name another."""
+    try:
+        yield
+    except Problem as problem:
+        for part in problem.parts:
+            part.field = part.field or field
+        raise
+
+
+def _no_rows(source: str | Path) -> Problem:
+    return Problem("{name} has no rows.", "", "Choose data with at least one row.", name=Path(source).name)
 
 
 def read_rows(source: str | Path, *, limit: int | None = None, field: str = "data.train") -> Rows:
@@ -215,59 +298,23 @@ def read_rows(source: str | Path, *, limit: int | None = None, field: str = "dat
     Raises:
         Problem: the source cannot be read or has no rows. Single bad rows do not raise: they are in `Rows.bad`.
     """
-    files = _read_files(str(source), limit, field, "eval" if field == "data.eval" else "train")
-    if len(files) == 1:
-        return files[0].rows
-    return Rows(
-        [row for file in files for row in file.rows],
-        [number + file.before for file in files for number in file.rows.numbers],
-        bad=[bad for file in files for bad in file.bad()],
-    )
-
-
-def _read_files(source: str, limit: int | None, field: str, want: sources.Want) -> list[_File]:
-    """The files with their rows, at least one row in all."""
-    files: list[_File] = []
-    try:
-        found = sources.find_files(source, want)
-        for one in found:
-            before = files[-1].before + files[-1].count if files else 0
-            if limit is not None and files and before >= limit:
-                break
-            rows = sources.read(one, None if limit is None else limit - before)
-            files.append(_File(Path(one).name if len(found) > 1 else "", rows, before))
-        if not any(file.rows for file in files):
-            bad = [row for file in files for row in file.bad()]
-            Problem.raise_all(_summarise(bad, len(bad), field))
-            raise Problem("{name} has no rows.", "", "Choose data with at least one row.", name=Path(source).name)
-    except Problem as problem:
-        for part in problem.parts:
-            part.field = part.field or field
-        raise
-    return files
-
-
-def _recognise(files: Sequence[_File], columns: Mapping[str, str] | None, format: str, field: str) -> list[Recognition]:
-    """What each file is; raises Problem when they are not all of one format."""
-    lead = next(file for file in files if file.rows)
-    first = formats.recognise(lead.rows, columns, format)
-    found = []
-    for file in files:
-        if not file.rows or set(file.rows.columns) == set(lead.rows.columns):
-            found.append(first)
-            continue
-        try:
-            found.append(formats.recognise(file.rows, columns, format))
-        except Problem:
-            found.append(None)
-        if found[-1] is None or found[-1].format is not first.format:
-            raise Problem(
-                "{name} and {first} are not of one shape, and cannot be read as one data set.",
-                "The columns of {first} are {there}; those of {name} are {columns}.",
-                "Give them the same columns, or choose one of them.", field=field, name=file.name, first=lead.name,
-                there=", ".join(lead.rows.columns)[:400] or "-", columns=", ".join(file.rows.columns)[:400] or "-",
-            )  # fmt: skip
-    return found
+    items, numbers, lines, count = [], [], [], 0
+    bad = _BadRows()
+    with _beside(field):
+        for file in _open_files(str(source), limit, "eval" if field == "data.eval" else "train"):
+            for entry in itertools.islice(file.entries(), None if limit is None else limit - count):
+                count += 1
+                if isinstance(entry.value, Problem):
+                    bad.add(count, entry, file.name, entry.value)
+                    continue
+                items.append(entry.value)
+                numbers.append(count)
+                # Where there are several files, a line alone says nothing.
+                lines += [] if entry.line is None or file.name else [entry.line]
+        if not items:
+            Problem.raise_all(_summarise(bad.rows, count, field))
+            raise _no_rows(source)
+    return Rows(items, numbers, lines, bad.rows)
 
 
 def _summarise(bad: Sequence[BadRow], n_rows: int, field: str) -> list[Problem]:

@@ -31,6 +31,11 @@ KINDS: dict[str, Kind] = {
         "Rows that cannot be read as the others are: {count}.",
         "They are left out. Correct or delete them.",
     ),
+    "judged": Kind(
+        "stop",
+        "Rows that say how good an answer is: {count}.",
+        "Training on preferences (DPO, KTO) is not possible yet. Choose the format chosen or good to learn the good answers alone.",
+    ),
     "unlearned": Kind(
         "stop",
         "Rows of which nothing is learned: {count}.",
@@ -61,6 +66,11 @@ KINDS: dict[str, Kind] = {
         "Rows of the evaluation data that are trained on, too: {count}.",
         "The evaluation would praise what was learned by heart. Remove duplicates, or choose other evaluation data.",
     ),
+    "near_overlap": Kind(
+        "warn",
+        "Rows of the evaluation data that are nearly the same as one that is trained on: {count}.",
+        "The evaluation would praise what was learned by heart. Leave them out, or choose other evaluation data.",
+    ),
     "conflict": Kind(
         "warn",
         "Rows with the input of another and a different label: {count}.",
@@ -81,6 +91,26 @@ KINDS: dict[str, Kind] = {
         "Rows that repeat one before, but for case, spaces and punctuation: {count}.",
         "They count twice or more often. Remove them unless that is meant.",
     ),
+    "near_duplicate": Kind(
+        "note",
+        "Rows that are nearly the same as one before: {count}.",
+        "They count nearly twice or more often. Leave them out unless that is meant.",
+    ),
+    "unlearned_label": Kind(
+        "warn",
+        "Rows of the evaluation data with a label that no row to train on has: {count}.",
+        "The model cannot learn it, and every such row counts as an error. Add rows with that label to train on.",
+    ),
+    "unmeasured_label": Kind(
+        "note",
+        "Rows to train on with a label that no row of the evaluation data has: {count}.",
+        "How well it is learned will not be seen. Set more rows aside.",
+    ),
+    "pad_is_end": Kind(
+        "note",
+        "Rows that would be filled up with the token that ends an answer: {count}.",
+        "Nothing is lost here, as what fills up is never learned. Other programs leave the end out, too, and their models never stop.",
+    ),
     "lonely_label": Kind(
         "note",
         "Rows with a label that hardly any other has: {count}.",
@@ -90,6 +120,16 @@ KINDS: dict[str, Kind] = {
         "note",
         "Rows that are dropped because they are too long: {count}.",
         "Nothing of them is learned. Have them cut or split instead, or raise the longest row.",
+    ),
+    "shortened": Kind(
+        "note",
+        "Rows whose oldest turns are left out because they are too long: {count}.",
+        "The model does not read what was said first. Raise the longest row if memory allows.",
+    ),
+    "left_out": Kind(
+        "note",
+        "Rows that are left out for what was found in them: {count}.",
+        "You asked for it: they are neither trained on nor measured on.",
     ),
     "cut": Kind(
         "note",

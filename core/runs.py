@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from core import process, pulse
+from core import process, pulse, sources
 from core.config import Config, Settings, load_yaml
 from core.problem import Problem
 
@@ -348,10 +348,19 @@ def resolve_paths(config: Config) -> dict[str, Any]:
     """A training's settings with its name, and with paths that mean the same from every folder."""
     data = config.to_data() | {"name": config.title}
     for group, key in (("model", "name"), ("data", "train"), ("data", "eval")):
-        value = data[group][key]
-        if value and value != "playground" and (path := Path(value).expanduser()).exists():
-            data[group][key] = str(path.resolve())
+        if (value := data[group][key]) and value != "playground":
+            pieces = sources.pieces(value) if group == "data" else [value]
+            data[group][key] = ";".join(map(_resolve, pieces))
     return data
+
+
+def _resolve(name: str) -> str:
+    """The whole path of what is there, else the name as it is."""
+    # A name that no file system takes is a mistake that is told elsewhere.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        if (path := Path(name).expanduser()).exists():
+            return str(path.resolve())
+    return name
 
 
 def _create(config: Settings, folder: Path | None) -> Run:

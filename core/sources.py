@@ -7,12 +7,13 @@ import difflib
 import errno
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from core import readers
 from core.problem import Problem
-from core.readers import BLOCK, Rows, first_line, unpack_batches
+from core.readers import BLOCK, Entry, first_line, unpack_batches
 
 HUB_ID = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w.-]+))?(?::([\w.-]+))?", re.ASCII)
 """owner/name, owner/name:split or owner/name:config:split, a revision as owner/name@revision, hub: in front or not."""
@@ -63,20 +64,22 @@ def stamp(source: str) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def read(source: str, limit: int | None) -> Rows:
-    """The rows of one file, sample or hub data set; raises Problem when it cannot be read."""
+def read(source: str, limit: int | None) -> Iterator[Entry]:
+    """The rows of one file, sample or hub data set, as they are reached; raises Problem when it cannot be read."""
     if source.startswith("sample:"):
-        return _read_sample(source.removeprefix("sample:"), limit)
+        yield from _read_sample(source.removeprefix("sample:"), limit)
+        return
     path, sheet = _find_sheet(source)
     if not _is_there(str(path)):
         if (hub := HUB_ID.fullmatch(source)) and looks_like_hub_id(source, path):
-            return _read_hub(*hub.groups(), limit)
+            yield from _read_hub(*hub.groups(), limit)
+            return
         raise missing(path)
     reader = readers.find(path)
     try:
         if not path.is_file():
             raise Problem("{path} is no ordinary file.", "", "Choose a file.", path=path)
-        return reader.read(path, limit, sheet) if sheet else reader.read(path, limit)
+        yield from reader.read(path, limit, sheet) if sheet else reader.read(path, limit)
     except OSError as error:
         raise os_problem(error, path, path.parent) from None
 
@@ -156,7 +159,7 @@ def _choose(folder: Path, want: Want) -> list[Path]:
 # ---- samples and the hub --------------------------------------------------------------------------------------------
 
 
-def _read_sample(name: str, limit: int | None) -> Rows:
+def _read_sample(name: str, limit: int | None) -> Iterator[Entry]:
     from core.playground import SAMPLES
 
     if name not in SAMPLES:
@@ -167,7 +170,9 @@ def _read_sample(name: str, limit: int | None) -> Rows:
     return read(str(SAMPLES[name].path), limit)
 
 
-def _read_hub(name: str, revision: str | None, first: str | None, second: str | None, limit: int | None) -> Rows:
+def _read_hub(
+    name: str, revision: str | None, first: str | None, second: str | None, limit: int | None
+) -> Iterator[Entry]:
     import datasets
 
     config, part = (first, second) if second else (None, first or "train")

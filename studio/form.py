@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from core import formats, methods, objectives, presets
+from core import formats, methods, objectives, presets, sources
 from core.config import Config, assign, fields
 from core.model import ModelFacts, describe, locate
 from core.problem import Problem
@@ -359,8 +359,12 @@ def is_nonce(nonce: Any) -> bool:
 
 
 def short_name(source: Any) -> str:
-    """A model or data set as one word: the last part of its path or id, without what we put before it."""
-    text = str(source or "").removeprefix("sample:").rstrip("/\\")
+    """A model or data set as one word: the last part of its path or id, without what we put before it; of several
+    data sets the first, and how many more."""
+    first, *more = sources.pieces(str(source or "")) or [""]
+    if more:
+        return f"{short_name(first)} + {len(more)}"
+    text = first.removeprefix("sample:").rstrip("/\\")
     name = re.split(r"[/\\]", text)[-1]
     name = _UPLOAD_ID.sub("", name)
     known = (".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".parquet", ".txt")

@@ -35,7 +35,7 @@ _SEARCHED = 200_000
 # What decides over a row's tokens; all else of a configuration may change and the answer is the same.
 _DECIDES = ("task", "model", "data", "method")
 _KEY = re.compile(r"[0-9a-f]{24}")
-_LAYOUT = 1
+_LAYOUT = 2
 """To be raised whenever a report or a table of rows has something else in it."""
 
 

@@ -221,7 +221,8 @@ class Inspector:
     def _bar(self, done: int, total: int) -> str:
         words = self.words
         if not total:
-            return f"<p class='quiet' role='status'>{report.escape(words.t('inspector.preparing'))}</p><div class='bar busy'><span></span></div>"
+            said = words.t("inspector.reading", done=f"{done:,}") if done else words.t("inspector.preparing")
+            return f"<p class='quiet' role='status'>{report.escape(said)}</p><div class='bar busy'><span></span></div>"
         said = words.t("inspector.working", done=f"{done:,}", total=f"{total:,}")
         return (
             f"<p class='quiet' role='status'>{report.escape(said)}</p>"
@@ -249,12 +250,10 @@ class Inspector:
         rows = ", ".join(f"{row:,}" for row in one.rows[:_ROWS_NAMED]) + (" …" if one.count > _ROWS_NAMED else "")
         where = f"<span class='when'>{report.escape(words.t('inspector.rows', rows=rows))}</span>" if one.rows else ""
         buttons = ""
-        if one.rows and one.name not in ("bad", "refused", "dropped"):
+        if one.rows and one.name not in ("bad", "refused"):
             buttons += f"<button type='button' class='way' data-row='{one.name}'>{report.escape(words.t('inspector.show'))}</button>"
         for number, remedy in enumerate(one.remedies):
-            key, value = next(iter(remedy.items()))
-            shown = f"{value:,}" if isinstance(value, int) else words.t(f"train.choice_{value}")
-            said = words.t("inspector.mend", name=words.text(knobs()[key].title), value=shown)
+            said = self._remedy(*next(iter(remedy.items())))
             buttons += (
                 f"<button type='button' class='way' data-mend='{one.name} {number}'>{report.escape(said)}</button>"
             )
@@ -263,6 +262,13 @@ class Inspector:
             f"<li class='finding {one.severity}'><div><span class='badge {one.severity}'>{severity}</span> <b>{report.escape(what)}</b></div>"
             f"<div>{report.escape(words.text(kind.why))}</div><div class='finding-foot'>{where}{buttons}</div></li>"
         )
+
+    def _remedy(self, key: str, value: Any) -> str:
+        words = self.words
+        if key == "data.leave_out":
+            return words.t("inspector.leave_out" if value else "inspector.take_back")
+        shown = f"{value:,}" if isinstance(value, int) else words.t(f"train.choice_{value}")
+        return words.t("inspector.mend", name=words.text(knobs()[key].title), value=shown)
 
     def _figures(self, told: dict[str, Any]) -> list[charts.Figure]:
         words = self.words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from core import dataset, runs, sources
@@ -12,8 +13,13 @@ from core.dataset import Dataset
 from core.model import PLAYGROUND
 from core.problem import Problem
 
-_KEPT = 4
+_KEPT, _KEPT_GLANCES = 4, 500
+_PATIENCE = 3.0
+_READ_AT_ONCE = 2
+_GLANCED = 20_000
 _seen: OrderedDict[tuple[object, ...], Dataset] = OrderedDict()
+_readings: OrderedDict[tuple[object, ...], _Reading] = OrderedDict()
+_glances: OrderedDict[tuple[object, ...], Glance] = OrderedDict()
 _looking = threading.Lock()
 
 
@@ -58,26 +64,122 @@ def _is_here(source: str) -> bool:
         return True
 
 
-def look(source: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> Dataset:
+class StillReading(Problem):
+    """Rows that a thread goes on reading: to be asked for again."""
+
+
+class _Stopped(Exception):
+    """Nobody waits for these rows any more."""
+
+
+class _Reading:
+    """A data set that is read in a thread of its own, so that a page can say how far it is, and go elsewhere."""
+
+    def __init__(self, source: str, format: str, columns: Mapping[str, str] | None):
+        self.rows, self.stopped = 0, False
+        self.data: Dataset | None = None
+        self.problem: Problem | None = None
+        self._what = source, format, columns
+        self.thread = threading.Thread(target=self._read, daemon=True, name="reading")
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            self.data = dataset.load(*self._what, tell=self._tell)
+        except Problem as problem:
+            self.problem = problem
+        except _Stopped:
+            pass
+        except Exception as error:  # whoever waits must learn of it
+            self.problem = Problem("The rows cannot be read: {error}.", error=f"{type(error).__name__}: {error}")
+
+    def _tell(self, rows: int) -> None:
+        self.rows = rows
+        if self.stopped:
+            raise _Stopped
+
+
+def look(
+    source: str, format: str = "auto", columns: Mapping[str, str] | None = None, patience: float = _PATIENCE
+) -> Dataset:
     """The data set, from memory when it was looked at before and has not changed since.
 
+    Args:
+        patience: seconds to wait for it; it is read on meanwhile.
+
     Raises:
+        StillReading: when it takes longer.
         Problem: what `core.dataset.load` raises.
     """
-    key = (source, sources.stamp(source), format, tuple(sorted((columns or {}).items())))
-    # One at a time: five impatient clicks on a large file shall not read it five times.
+    key = _key(source, format, columns)
+    # Five impatient clicks on a large file shall not read it five times.
     with _looking:
-        if key not in _seen:
-            _seen[key] = dataset.load(source, format, columns)
-            while len(_seen) > _KEPT:
-                _seen.popitem(last=False)
-        _seen.move_to_end(key)
-        return _seen[key]
+        if key in _seen:
+            _seen.move_to_end(key)
+            return _seen[key]
+        if key not in _readings:
+            for other in list(_readings)[: 1 - _READ_AT_ONCE]:
+                _readings.pop(other).stopped = True
+            _readings[key] = _Reading(source, format, columns)
+        one = _readings[key]
+    one.thread.join(patience)
+    if one.thread.is_alive():
+        raise StillReading(
+            "The rows are still being read: {rows} so far.", "", "Wait a moment, or choose other data.",
+            field="data.train", rows=f"{one.rows:,}",
+        )  # fmt: skip
+    with _looking:
+        _readings.pop(key, None)
+        if one.problem is not None:
+            raise one.problem
+        if one.data is None:
+            raise StillReading("The reading was stopped.", "", "Choose the data again.", field="data.train")
+        _seen[key] = one.data
+        while len(_seen) > _KEPT:
+            _seen.popitem(last=False)
+        return one.data
+
+
+def stop(source: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
+    """Read these rows no further."""
+    with _looking:
+        if one := _readings.pop(_key(source, format, columns), None):
+            one.stopped = True
+
+
+def _key(source: str, format: str, columns: Mapping[str, str] | None) -> tuple[object, ...]:
+    return source, sources.stamp(source), format, tuple(sorted((columns or {}).items()))
 
 
 def remembered(source: str, format: str, columns: Mapping[str, str]) -> Dataset | None:
     """The data set if it was looked at before."""
-    return _seen.get((source, sources.stamp(source), format, tuple(sorted(columns.items()))))
+    return _seen.get(_key(source, format, columns))
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A data set in a few words: its format and how many rows it has (`more`: at least), or why it cannot be read."""
+
+    format: str = ""
+    rows: int = 0
+    more: bool = False
+    problem: Problem | None = None
+
+
+def glance(source: str, format: str = "auto", columns: Mapping[str, str] | None = None) -> Glance:
+    """What a file is, by its first rows, kept for many files as the rows themselves are for a few."""
+    key = _key(source, format, columns)
+    with _looking:
+        if key not in _glances:
+            try:
+                data = _seen.get(key) or dataset.load(source, format, columns, limit=_GLANCED)
+                _glances[key] = Glance(data.format, data.rows, data.rows == _GLANCED)
+            except Problem as problem:
+                _glances[key] = Glance(problem=problem)
+            while len(_glances) > _KEPT_GLANCES:
+                _glances.popitem(last=False)
+        _glances.move_to_end(key)
+        return _glances[key]
 
 
 def models() -> list[str]:

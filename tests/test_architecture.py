@@ -16,8 +16,11 @@ HEAVY = {"torch", "transformers", "accelerate", "peft", "sklearn", "sacrebleu", 
 CORE_TOP = {"regex", "pydantic", "pydantic_core", "yaml", "psutil", "huggingface_hub", "filelock", "safetensors"}
 ALLOWED = [
     # folder, what it may import besides the standard library and itself
+    ("core/likeness.py", {"numpy"}),
     ("core/engine/quantization.py", {"core", "torch", "transformers", "bitsandbytes*"}),
     ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow", "regex"}),
+    ("core/engine/rows.py", {"core", "pyarrow"}),
+    ("core/engine/spelling.py", {"transformers", "tokenizers"}),
     ("core/engine", {"core", "torch", "transformers", "accelerate", "safetensors", "jinja2", "psutil", "pydantic", "starlette", "uvicorn"}),
     ("core/methods", {"core.config", "core.methods", "core.problem", "core.targets", "torch*", "pydantic"}),
     ("core/objectives", {"core.config", "core.objectives", "core.problem", "core.formats", "torch*", "sklearn*", "sacrebleu*", "rouge_score*"}),
@@ -26,6 +29,9 @@ ALLOWED = [
     ("core/__main__.py", {"core"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
     ("core/sources.py", {"core", "datasets"}),
+    ("core/judgement.py", {"core", "numpy", "regex"}),
+    ("core/spool.py", {"core.problem", "core.runs", "pyarrow"}),
+    ("core/examples.py", {"core.formats", "core.spool", "pyarrow"}),
     ("core", {"core", *CORE_TOP}),
     ("studio", {"core", "studio", "filelock", "gradio", "huggingface_hub", "plotly", "yaml", "psutil", "httpx", "fastapi", "starlette", "uvicorn", "pydantic", "multipart", "python_multipart", "anyio", "numpy", "pyarrow", "tokenizers"}),
     ("app.py", {"studio", "core", "uvicorn"}),

@@ -6,10 +6,9 @@ import copy
 import inspect
 import itertools
 import json
-import random
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,10 +16,9 @@ from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from core.config import DataSettings
-from core.dataset import Dataset
-from core.formats import Example, Message
-from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
+from core.engine.spelling import Speller, Spelling
+from core.formats import Message
+from core.objectives import AnswerRow, LabelRow, Row, SpanRow
 from core.problem import Problem
 
 # For models without a chat template. Headings end with a newline, so that an answer begins with a token of its own.
@@ -47,6 +45,8 @@ class Tokens:
         if chats and not self.own_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
         starts = tokenizer("").input_ids
+        self.speller = Speller(tokenizer)
+        self._end_names = tuple(tokenizer.convert_ids_to_tokens(sorted(end_ids)))
         self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
         self.cut = 0
         self.dropped = 0
@@ -83,7 +83,7 @@ class Tokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens only where the text names them, never a second BOS."""
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.speller.encode(text)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """What the model reads before it answers."""
@@ -182,13 +182,14 @@ class Tokens:
         fails that check; then each answer becomes a row of its own, rendered as it would be at use. So does one that
         leaves a part of an answer out, as some do with thinking: what is learned is the answer that the data has.
         """
-        spelled = self._spell_turns(messages, train_on, tools)
+        spelled, left_out = self._spell_turns(messages, train_on, tools), 0
         if too_long in ("oldest", "split") and not self._fits(spelled):
             # Of a conversation whose last answer is learned, the last part holds it.
-            spelled = self._spell_parts(
-                messages, train_on, tools, splits=too_long == "split" and train_on != "last_answer"
-            )
-        return [self._cut(*row) for row in spelled]
+            splits = too_long == "split" and train_on != "last_answer"
+            parts = self._spell_parts(messages, train_on, tools, splits=splits)
+            left_out = 0 if splits else max(len(ids) for ids, _ in spelled) - max(len(ids) for ids, _ in parts)
+            spelled = parts
+        return [self._cut(*row, left_out) for row in spelled]
 
     def _fits(self, spelled: Sequence[tuple[list[int], list[bool]]]) -> bool:
         return all(len(ids) <= self.max_length for ids, _ in spelled)
@@ -257,13 +258,16 @@ class Tokens:
     ) -> tuple[list[int], list[bool]] | None:
         """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
         whole = self.render(messages[: answers[-1] + 1], tools=tools)
+        spelled = Spelling(whole, self.speller)
         ids: list[int] = []
         trained: list[bool] = []
         for index in answers:
             prompt = self.render(messages[:index], answer_next=True, tools=tools)
             answered = whole if index == answers[-1] else self.render(messages[: index + 1], tools=tools)
-            before = self.encode(prompt)
-            if not (answered.startswith(prompt) and whole.startswith(answered) and before[: len(ids)] == ids):
+            if not (answered.startswith(prompt) and whole.startswith(answered)):
+                return None
+            before = spelled.until(len(prompt))
+            if before[: len(ids)] != ids:
                 return None
             content = messages[index].content
             if not _says(answered, content, behind=prompt):
@@ -272,7 +276,7 @@ class Tokens:
             if between and trained and trained[-1] and ids[-1] not in self.end_ids:
                 # Some templates write the end of an answer only when the next question is there.
                 between[0] = before[len(ids)] in self.end_ids
-            after = self.encode(answered)
+            after = spelled.until(len(answered))
             # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
             at_once = after[: len(before)] == before
             learned = after[len(before) :] if at_once else self._encode_further(answered[len(prompt) :])
@@ -323,8 +327,7 @@ class Tokens:
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
-        names = tuple(self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids)))
-        content = content.rstrip()
+        names, content = self._end_names, content.rstrip()
         while name := next((name for name in names if content.endswith(name)), None):
             content = content.removesuffix(name).rstrip()
         return sum(content.count(name) for name in names)
@@ -338,11 +341,11 @@ class Tokens:
         end = self.tokenizer.eos_token_id
         return ids if end is None else [*ids, end]
 
-    def _cut(self, ids: list[int], trained: list[bool]) -> Row:
+    def _cut(self, ids: list[int], trained: list[bool], left_out: int) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
         lost = ids[self.max_length :] if self.keeps_lost else []
-        return Row(ids[: self.max_length], trained[: self.max_length], lost=lost)
+        return Row(ids[: self.max_length], trained[: self.max_length], lost=lost, left_out=left_out)
 
 
 def _says(answered: str, content: str, *, behind: str) -> bool:
@@ -350,103 +353,6 @@ def _says(answered: str, content: str, *, behind: str) -> bool:
     said, answered = "".join(content.split()), "".join(answered.split())
     start = answered.rfind(said)
     return start >= 0 and start + len(said) > len("".join(behind.split()))
-
-
-@dataclass
-class Rows:
-    """All rows of a data set as tokens, and what became of the others.
-
-    `examples[i]` is the one that `rows[i]` was made of; several rows may be made of one.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    cut: int = 0
-    dropped: int = 0
-    empty: int = 0
-    refused: list[Problem] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return sum(row.length for row in self.rows)
-
-    @property
-    def targets(self) -> int:
-        return sum(row.targets for row in self.rows)
-
-
-def count_targets(row: Row) -> int:
-    """How many things the row teaches: tokens, or one label, or one place of an answer."""
-    return row.targets
-
-
-def spell(
-    dataset: Dataset,
-    indices: Sequence[int],
-    objective: Objective,
-    tokens: Tokens,
-    settings: DataSettings,
-    field: str = "data.train",
-) -> Rows:
-    """Turn the examples of those indices into rows; what gives no row is counted or kept with its Problem.
-
-    Raises:
-        Problem: beside `task`, when no row is of a kind that the task can learn from.
-    """
-    result = Rows()
-    cut_before, dropped_before = tokens.cut, tokens.dropped
-    for index, spelled in spell_each(dataset, indices, objective, tokens, settings, field):
-        if isinstance(spelled, Problem):
-            result.refused.append(spelled)
-            continue
-        for row in spelled:
-            if row.targets:
-                result.rows.append(row)
-                result.examples.append(dataset.examples[index])
-            else:
-                result.empty += 1
-    result.cut, result.dropped = tokens.cut - cut_before, tokens.dropped - dropped_before
-    return result
-
-
-def spell_each(
-    dataset: Dataset,
-    indices: Sequence[int],
-    objective: Objective,
-    tokens: Tokens,
-    settings: DataSettings,
-    field: str = "data.train",
-) -> Iterator[tuple[int, list[Row] | Problem]]:
-    """Each example of those indices with its rows (none for one that is too long and therefore dropped), or with the
-    Problem of one that cannot be used.
-
-    Raises:
-        Problem: beside `task`, when no example is of a kind that the task can learn from.
-    """
-    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
-        raise refuse(objective.name, dataset.examples[indices[0]])
-    for index in indices:
-        try:
-            cut = tokens.cut
-            rows = objective.spell(dataset.examples[index], tokens, settings)
-            if settings.too_long == "drop" and tokens.cut > cut:
-                tokens.cut, tokens.dropped, rows = cut, tokens.dropped + 1, []
-            yield index, rows
-        except Problem as problem:
-            facts = problem.facts | {"row": dataset.numbers[index]}
-            yield (
-                index,
-                Problem(
-                    "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
-                ),
-            )
-
-
-def order_rows(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no memory of it."""
-    order = list(range(count))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
 
 
 @dataclass(frozen=True)

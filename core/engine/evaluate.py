@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from core import dataset, objectives
 from core.config import Config
 from core.engine.chat import Speaker, restore_task
-from core.engine.data import Reader, Rows, Tokens, collate, spell
+from core.engine.data import Reader, Tokens, collate
 from core.engine.generate import GREEDY, answer
 from core.engine.model import padding_token
+from core.engine.rows import Rows, spell
 from core.formats import Example
 from core.objectives import Objective
 from core.objectives.classification import Classification
@@ -50,6 +52,7 @@ def measure(
     model.eval()
     total, count = 0.0, 0
     scored: list[tuple[Example, list[Any]]] = []
+    last = None
     with torch.inference_mode():
         for start in range(0, len(rows.rows), batch_size):
             some = rows.rows[start : start + batch_size]
@@ -61,7 +64,8 @@ def measure(
             if reader.kind not in ("sequence_classification", "question_answering"):
                 continue
             for index, (row, one) in enumerate(zip(some, logits.float().cpu(), strict=True), start):
-                if not scored or scored[-1][0] is not rows.examples[index]:
+                if rows.origins[index] != last:
+                    last = rows.origins[index]
                     scored.append((rows.examples[index], []))
                 scored[-1][1].append(objective.predict(row, one))
     model.train(was_training)
@@ -72,13 +76,14 @@ def write_answers(
     model: Any,
     tokens: Tokens,
     objective: Objective,
-    examples: Sequence[Example],
+    rows: Rows,
     *,
     most: int,
     max_tokens: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[Example, list[Any]]]:
-    """Each of the first `most` examples with what the model writes when it is asked, the likeliest token each time.
+    """Each of the first `most` examples that gave rows, with what the model writes when it is asked: the likeliest token
+    each time.
 
     Args:
         stop: asked before every answer; when it says yes, nothing was measured.
@@ -88,8 +93,9 @@ def write_answers(
     sampling = GREEDY.model_copy(update={"max_tokens": max_tokens})
     room = min(max_tokens, tokens.max_length // 2)
     scored: list[tuple[Example, list[Any]]] = []
-    distinct = [one for before, one in zip([None, *examples], examples, strict=False) if one is not before]
-    for example in distinct[:most]:
+    # A long example gave several rows one behind the other, and is asked once.
+    firsts = (place for place, of in enumerate(rows.origins) if place == 0 or of != rows.origins[place - 1])
+    for example in map(rows.examples.__getitem__, itertools.islice(firsts, most)):
         if stop():
             scored = []
             break
@@ -142,11 +148,11 @@ def evaluate(
         scored = measured.scored
         if task.generates:
             scored = write_answers(
-                model, tokens, task, rows.examples, most=config.samples.scored, max_tokens=config.samples.max_new_tokens
+                model, tokens, task, rows, most=config.samples.scored, max_tokens=config.samples.max_new_tokens
             )
     report: dict[str, Any] = {
         "task": task.name,
-        "rows": len({id(example) for example in rows.examples}),
+        "rows": len(set(rows.origins)),
         "refused_rows": len(rows.refused) + len(data.bad),
         "cut_rows": rows.cut,
         "loss": measured.loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 import time
@@ -15,23 +14,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import regex
 import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
 from core import objectives
 from core.config import Config
-from core.dataset import find_overlap
 from core.engine.adapt import Adapted, Weights
-from core.engine.data import Tokens, order_rows, spell_each
+from core.engine.data import Tokens
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
+from core.engine.rows import Spelled, order_rows, spell_each
 from core.findings import KINDS, SEVERITIES, Finding
 from core.formats import Example
+from core.judgement import LEAVABLE, Flags, texts_of
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
-from core.objectives import Objective, Row
+from core.objectives import AnswerRow, Objective, Row
 from core.problem import Problem
 from core.runs import write_whole
 
@@ -57,8 +56,7 @@ _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
 _SYSTEM_PROMPTS = 200
-_SEPARATORS = regex.compile(r"[^\p{L}\p{N}\p{M}\p{S}]+")
-_TOO_LONG = ("unlearned", "cut_answer", "cut", "dropped")
+_TOO_LONG = ("unlearned", "cut_answer", "cut", "shortened", "dropped")
 
 SCRIPTS = {
     "Latin": "A-Za-zÀ-ɏ", "Han": "㐀-䶿一-鿿", "Kana": "぀-ヿ", "Hangul": "가-힯", "Cyrillic": "Ѐ-ӿ", "Greek": "Ͱ-Ͽ",
@@ -66,8 +64,6 @@ SCRIPTS = {
 }  # fmt: skip
 """Writing systems that are told apart, as ranges of characters."""
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
-# UTF-8 read as Windows-1252 or Latin-1, and the mark that decoders put where they gave up.
-_MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf©®°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§¨ª«¬¯]|â€[\x80-\xbf™œž“”˜¦]|ï»¿|\ufffd")
 
 
 Tell = Callable[[int, int], None]
@@ -79,7 +75,8 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     Args:
         config: what would be trained.
         folder: where the rows' tokens, the report and the tokenizer are kept for people to look at; None keeps nothing.
-        tell: is told (rows done, rows in all) now and then; what it raises ends the inspection.
+        tell: is told (rows done, rows in all) now and then, 0 in all while they are being read; what it raises ends the
+            inspection.
 
     Returns:
         The report as plain data: `rows`, `trained_rows`, `tokens`, `trained_tokens`, counts of what is odd, `lengths` (of
@@ -92,7 +89,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    material = Material.read(config)
+    material = Material.read(config, (lambda rows: tell(rows, 0)) if tell else None)
     tokens, limit = load_tokens(config, where, material.objective)
     tokens.keeps_lost = True
     look = _Look(material, tokens, config, limit)
@@ -167,7 +164,7 @@ class _Look:
 
     def __init__(self, material: Material, tokens: Tokens, config: Config, limit: int):
         self.material, self.tokens, self.config, self.limit = material, tokens, config, limit
-        self.total = len(material.train) + len(material.aside)
+        self.total = sum(map(len, (material.train, material.aside, *material.left_out)))
         self.full = array("l")
         self.lengths = array("l")
         self.targets = array("l")
@@ -175,8 +172,6 @@ class _Look:
         self.found: dict[str, list[int]] = {name: [] for name in KINDS}
         self.counts: Counter[str] = Counter()
         self.refusals: list[Problem] = []
-        self.seen: set[bytes] = set()
-        self.inputs: dict[bytes, bytes] = {}
         self.labels: Counter[str] = Counter()
         self.aside_labels: Counter[str] = Counter()
         self.turns: Counter[int] = Counter()
@@ -185,17 +180,19 @@ class _Look:
         self.keeps_system: dict[str, bool] = {}
         added = tokens.tokenizer.added_tokens_decoder.values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        pairs = find_overlap(material.data.chosen(material.train), material.held.chosen(material.aside))
-        self.trained_too = {number for _, number in pairs}
-        self.special = re.compile("|".join(map(re.escape, special))) if special else None
+        self.writes = writes = material.objective.model_kind == "causal_lm"
+        self.special = re.compile("|".join(map(re.escape, special))) if special and writes else None
+        self.special_starts = {text[0] for text in special}
+        self.flags: tuple[Flags, Flags] = ({}, {})
+        self.table = _Table()
         self.first: Row | None = None
 
     def read(self, tell: Tell | None) -> Iterator[pyarrow.RecordBatch]:
         """Take in every row; yields them as tables."""
         objective, data = self.material.objective, self.config.data
-        said, pending = time.monotonic(), []
         own, apart = self.material.data, self.material.held is not self.material.data
-        aside = set() if apart else set(self.material.aside)
+        left_out = tuple(map(frozenset, self.material.left_out))
+        aside = set() if apart else left_out[1].union(self.material.aside)
         # In the order of the file, whatever is trained on.
         parts = [(own, range(len(own.examples)), "data.train")]
         if apart:
@@ -203,54 +200,54 @@ class _Look:
             parts.append((self.material.held, range(len(self.material.held.examples)), field))
         if tell:
             tell(0, self.total)
-        done = 0
+        # The first look is the shorter one.
+        first = self.total // 5
+        self.flags = self.material.judge((lambda count: tell(count // 5, self.total)) if tell else None)
+        done, said = 0, time.monotonic()
+        if own.examples[0].judged:
+            # No task can learn them; what they hold is known all the same.
+            for index, example in enumerate(own.examples):
+                self._note([*self.flags[0].get(index, []), *self._judge(example, False), "judged"], own.numbers[index])
+            parts = []
         for dataset, indices, source in parts:
             for index, spelled in spell_each(dataset, indices, objective, self.tokens, data, source):
                 is_aside = dataset is not own or index in aside
-                pending += self._take(dataset.examples[index], dataset.numbers[index], spelled, is_aside)
+                flags = self.flags[dataset is not own].get(index, [])
+                found = ["left_out"] if index in left_out[is_aside] else flags
+                self._take(dataset.examples[index], dataset.numbers[index], found, spelled, is_aside)
                 done += 1
-                if len(pending) >= BATCH:
-                    yield _batch(pending[:BATCH])
-                    pending = pending[BATCH:]
+                if len(self.table) >= BATCH:
+                    yield self.table.take()
                 if tell and time.monotonic() - said > _SAY_EVERY:
-                    tell(done, self.total)
+                    tell(first + done * 4 // 5, self.total)
                     said = time.monotonic()
-        for start in range(0, len(pending), BATCH):
-            yield _batch(pending[start : start + BATCH])
+        yield self.table.take()
         if tell:
             tell(self.total, self.total)
 
-    def _take(
-        self, example: Example, number: int, spelled: list[Row] | Problem, is_aside: bool
-    ) -> list[dict[str, Any]]:
-        flags = self._judge(example, number, is_aside)
+    def _take(self, example: Example, number: int, found: list[str], spelled: Spelled, is_aside: bool) -> None:
+        """One example, what its content tells (`found`), and its rows."""
+        is_left_out = found == ["left_out"]
+        flags = found if is_left_out else [*found, *self._judge(example, is_aside)]
         if isinstance(spelled, Problem):
-            self._note([*flags, "refused"], number)
-            self.refusals.append(spelled)
-            return []
-        if not spelled:
-            flags.append("dropped")
-        rows = []
+            self._note(flags if is_left_out else [*flags, "refused"], number)
+            self.refusals += [] if is_left_out else [spelled]
+            return
         noted = dict.fromkeys(flags)
         for row in spelled:
-            shown = row.shown()
-            own = self._judge_row(row, shown)
+            ids, learned = _spread(row)
+            own = [] if is_left_out else self._judge_row(row, learned)
             noted |= dict.fromkeys(own)
-            self.full.append(row.length + len(row.lost))
-            if row.targets:
+            if not is_left_out:
+                self.full.append(row.whole)
+            if row.targets and not is_left_out:
                 self.lengths.append(row.length)
                 self.targets.append(row.targets)
                 self.is_aside.append(is_aside)
                 self.first = self.first or row
-            rows.append(
-                {
-                    "number": number, "aside": is_aside, "ids": [token for token, _ in shown],
-                    "learned": [learned for _, learned in shown], "lost": row.lost, "findings": [*flags, *own],
-                }
-            )  # fmt: skip
+            self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
         # A row that became several counts once.
         self._note(list(noted), number)
-        return rows
 
     def _note(self, flags: Sequence[str], number: int) -> None:
         for flag in flags:
@@ -259,32 +256,21 @@ class _Look:
             if len(rows) < _SHOWN and number not in rows[-1:]:
                 rows.append(number)
 
-    def _judge(self, example: Example, number: int, is_aside: bool) -> list[str]:
-        """What is wrong with an example, whatever the model makes of it."""
+    def _judge(self, example: Example, is_aside: bool) -> list[str]:
+        """What the model's template and tokenizer would make of its texts."""
         flags = []
-        texts = _texts(example)
-        whole = "\n".join(texts)
-        self.scripts[_script(whole)] += 1
+        texts = texts_of(example)
+        self.scripts[_script(texts)] += 1
         if example.messages:
             self.turns[sum(message.role == "user" for message in example.messages)] += 1
             if example.messages[0].role == "system":
                 flags += self._judge_system(example)
         for label in example.labels or ():
             (self.aside_labels if is_aside else self.labels)[label] += 1
-        if not whole.isascii() and _MOJIBAKE.search(whole):
-            flags.append("mojibake")
-        if self.special and self.material.objective.model_kind == "causal_lm" and self.special.search(whole):
+        if self.special and any(
+            any(start in text for start in self.special_starts) and self.special.search(text) for text in texts
+        ):
             flags.append("special")
-        if is_aside and number in self.trained_too:
-            flags.append("overlap")
-        elif not is_aside:
-            key = _digest(_SEPARATORS.sub("", whole.casefold()) or whole)
-            flags += ["duplicate"] if key in self.seen else []
-            self.seen.add(key)
-        if example.labels is not None and not example.several:
-            given, told = _digest(example.text or ""), _digest("\n".join(example.labels))
-            if self.inputs.setdefault(given, told) != told:
-                flags.append("conflict")
         return flags
 
     def _judge_system(self, example: Example) -> list[str]:
@@ -303,24 +289,25 @@ class _Look:
                 self.keeps_system[system] = True  # it is told of as refused
         return [] if self.keeps_system.get(system, True) else ["dropped_system"]
 
-    def _judge_row(self, row: Row, shown: list[tuple[int, bool]]) -> list[str]:
+    def _judge_row(self, row: Row, learned: Sequence[bool]) -> list[str]:
+        if not row.ids:
+            return ["dropped"]
         flags = []
         start = self.tokens.tokenizer.bos_token_id
         if start is not None and row.ids[:2] == [start, start]:
             flags.append("double_start")
-        writes = self.material.objective.model_kind == "causal_lm"
+        answers = self.material.objective.model_kind == "causal_lm" and self.material.objective.name != "text"
         if not row.targets:
             flags.append("unlearned")
-        elif row.lost and shown[-1][1] and writes and self.material.objective.name != "text":
+        elif row.lost or row.left_out:
+            flags.append("cut_answer" if answers and row.lost and learned[-1] else "cut" if row.lost else "shortened")
+        elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
             flags.append("cut_answer")
-        elif row.lost:
-            flags.append("cut")
-        elif (
-            writes
-            and self.material.objective.name != "text"
-            and not any(t and i in self.tokens.end_ids for i, t in shown)
-        ):
-            flags.append("endless")
+        elif answers:
+            # Most end with it.
+            pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
+            if not any(trained and token in self.tokens.end_ids for token, trained in pairs):
+                flags.append("endless")
         return flags
 
     def report(self) -> dict[str, Any]:
@@ -331,6 +318,13 @@ class _Look:
         problems = [*data.problems()]
         if bad:
             self.counts["bad"], self.found["bad"] = len(bad), [row.row for row in bad[:_SHOWN]]
+        if self.writes and padding_token(self.tokens.tokenizer) in self.tokens.end_ids:
+            self.counts["pad_is_end"] = len(lengths)
+        for missing, named in ((self.labels, self.aside_labels), (self.aside_labels, self.labels)):
+            if missing and (unknown := set(named) - set(missing)):
+                self.counts["unlearned_label" if missing is self.labels else "unmeasured_label"] = sum(
+                    map(named.__getitem__, unknown)
+                )
         few = {label for label, count in self.labels.items() if count < 2}
         if few:
             self.counts["lonely_label"] = sum(self.labels[label] for label in few)
@@ -349,6 +343,7 @@ class _Look:
             "empty_rows": self.counts["unlearned"],
             "cut_rows": self.tokens.cut,
             "dropped_rows": self.tokens.dropped,
+            "left_out_rows": self.counts["left_out"],
             "tokens": int(lengths.sum()) if len(lengths) else 0,
             "trained_tokens": trained,
             "longest": int(lengths.max()) if len(lengths) else 0,
@@ -365,7 +360,6 @@ class _Look:
             "turns": {str(turns): count for turns, count in sorted(self.turns.items())},
             "scripts": dict(self.scripts.most_common()),
             "systems": {"rows": sum(self.systems.values()), "kinds": len(self.systems), "most": self.systems.most_common(3)},
-            "pad_is_end": padding_token(self.tokens.tokenizer) in self.tokens.end_ids,
             "own_template": self.tokens.own_template,
             "findings": [finding.to_data() for finding in findings],
             "starts": learnable > 0,
@@ -381,6 +375,10 @@ class _Look:
         for name in KINDS:
             if count := self.counts[name]:
                 remedies = self._remedies(longest) if name in _TOO_LONG else []
+                if name in LEAVABLE:
+                    remedies = [{"data.leave_out": [*self.config.data.leave_out, name]}]
+                elif name == "left_out":
+                    remedies = [{"data.leave_out": []}]
                 found.append(Finding(name, count, tuple(self.found[name]), tuple(remedies)))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
 
@@ -421,8 +419,48 @@ def _count_packed(lengths: Sequence[int], most: int) -> int:
     return max(bins) * len(bins)
 
 
-def _batch(rows: Sequence[dict[str, Any]]) -> pyarrow.RecordBatch:
-    return pyarrow.RecordBatch.from_pylist(list(rows), schema=_SCHEMA)
+class _Table:
+    """Rows of ROWS_FILE on their way there."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        self._ends: dict[str, list[int]] = {name: [0] for name in ("ids", "learned", "lost")}
+
+    def __len__(self) -> int:
+        return len(self._columns["number"])
+
+    def add(
+        self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[bool], lost: Sequence[int], findings: list[str]
+    ) -> None:  # fmt: skip
+        """One row of tokens."""
+        for name, value in (("number", number), ("aside", aside), ("findings", findings)):
+            self._columns[name].append(value)
+        for name, values in (("ids", ids), ("learned", learned), ("lost", lost)):
+            # One long list: a list of lists takes ten times as long.
+            self._columns[name].extend(values)
+            self._ends[name].append(len(self._columns[name]))
+
+    def take(self) -> pyarrow.RecordBatch:
+        """All of them, and begin anew."""
+        arrays = []
+        for field in _SCHEMA:
+            values = self._columns[field.name]
+            if field.name in self._ends:
+                ends = pyarrow.array(self._ends[field.name], pyarrow.int32())
+                flat = pyarrow.array(values, field.type.value_type)
+                arrays.append(pyarrow.ListArray.from_arrays(ends, flat, type=field.type))
+            else:
+                arrays.append(pyarrow.array(values, field.type))
+        self.__init__()  # type: ignore[misc]
+        return pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
+
+
+def _spread(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
+    """The tokens of a row, and which of them are learned."""
+    if type(row) is Row:
+        return row.ids, row.trained or [False] * len(row.ids)
+    shown = row.shown()
+    return [token for token, _ in shown], [learned for _, learned in shown]
 
 
 def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:
@@ -452,24 +490,9 @@ def _cut_at(lengths: np.ndarray) -> list[dict[str, float]]:
     return told
 
 
-def _texts(example: Example) -> list[str]:
-    """Everything that stands in an example."""
-    parts = [example.text, example.question, example.context, example.source, example.target]
-    answers = [answer.text for answer in example.answers or ()]
-    if example.messages:
-        # Pairs are a conversation, too, and would count twice.
-        parts = []
-        answers = [message.content for message in example.messages]
-    return [part for part in (*parts, *answers) if part]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-
-
-def _script(text: str) -> str:
-    """The writing system of most letters at the beginning of a text."""
-    text = text[:2000]
+def _script(texts: Sequence[str]) -> str:
+    """The writing system of most letters at the beginning of some texts."""
+    text = "\n".join(texts)[:2000]
     if text.isascii():
         return "Latin" if any(map(str.isalpha, text)) else "none"
     counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}

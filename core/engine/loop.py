@@ -25,7 +25,7 @@ from core.engine.checkpoint import (
     restore_random,
     save_checkpoint,
 )
-from core.engine.data import Reader, Tokens, collate, order_rows
+from core.engine.data import Reader, Tokens, collate
 from core.engine.evaluate import measure, write_answers
 from core.engine.log import Log, Speed, memory_in_use
 from core.engine.material import Material
@@ -43,6 +43,7 @@ from core.engine.model import (
 )
 from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs, reserve_moments
 from core.engine.quantization import count_parameters
+from core.engine.rows import order_rows
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import choose_batch_size, count_steps
 from core.methods import PromptMethod
@@ -182,7 +183,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         loss, scored = measured.loss, measured.scored
         if objective.generates and config.samples.scored:
             scored = write_answers(
-                model, tokens, objective, eval_rows.examples, most=config.samples.scored,
+                model, tokens, objective, eval_rows, most=config.samples.scored,
                 max_tokens=config.samples.max_new_tokens, stop=lambda: run.asked("stop"),
             )  # fmt: skip
         if run.asked("stop"):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core import dataset, objectives, playground
 from core.config import Config
 from core.dataset import Dataset
-from core.engine.data import Reader, Rows, Tokens, spell
+from core.engine.data import Reader, Tokens
 from core.engine.generate import GREEDY, answer
 from core.engine.predict import classify, find_answer
+from core.engine.rows import Rows, spell
 from core.fit import count_eval_rows
 from core.formats import Example, Message
+from core.judgement import Flags, judge
 from core.objectives import Objective
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA
@@ -25,34 +28,70 @@ _WATCHED = 3
 
 @dataclass(frozen=True)
 class Material:
-    """The examples of `data` and `held` that are trained on and measured on, and the task fitted to them."""
+    """The examples of `data` and `held` that are trained on and measured on, and the task fitted to them.
+
+    `left_out` are those that would be in `train` and in `aside` if nothing were wrong with them.
+    """
 
     objective: Objective
     data: Dataset
     train: Sequence[int]
     held: Dataset
     aside: Sequence[int]
+    left_out: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     @classmethod
-    def read(cls, config: Config) -> Material:
+    def read(cls, config: Config, tell: Callable[[int], None] | None = None) -> Material:
         """Read the data sets that a configuration names.
+
+        Args:
+            tell: is told the rows done now and then; what it raises ends the reading.
 
         Raises:
             Problem: when they cannot be read, or the task cannot learn from them.
         """
-        data = dataset.load(config.data.train, config.data.format, config.data.columns)
+        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell)
         held, given = data, config.data.eval or dataset.has_eval_files(config.data.train)
         if config.data.eval:
-            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval")
+            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell)
         elif given:
-            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True)
+            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True, tell=tell)
         count = len(data.examples)
         wanted = count_eval_rows(config, count)
         train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)
         if given:
-            aside = list(range(len(held.examples)))
-        examples = [*data.examples, *(held.examples if held is not data else ())]
-        return cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
+            aside = range(len(held.examples))
+        examples = itertools.chain(data.examples, held.examples if held is not data else ())
+        material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
+        return material.without(config.data.leave_out) if config.data.leave_out else material
+
+    def judge(self, tell: Callable[[int], None] | None = None) -> tuple[Flags, Flags]:
+        """What is wrong with the examples of `data` and of `held`, those that were left out among them."""
+        train, aside = (
+            sorted([*kept, *left]) for kept, left in zip((self.train, self.aside), self.left_out, strict=True)
+        )
+        return judge(self.data, train, self.held, aside, tell)
+
+    def without(self, flags: Collection[str]) -> Material:
+        """The same without the examples that have any of these flags.
+
+        Raises:
+            Problem: when nothing would be left to train on.
+        """
+        kept: list[list[int]] = []
+        left: list[list[int]] = []
+        for indices, found in zip((self.train, self.aside), self.judge(), strict=True):
+            bad = {index for index, names in found.items() if not set(names).isdisjoint(flags)}
+            kept.append([index for index in indices if index not in bad])
+            left.append([index for index in indices if index in bad])
+        if not kept[0]:
+            raise Problem(
+                "No row is left to train on: all have {flags}.",
+                to_do="Leave out fewer.",
+                field="data.leave_out",
+                flags=", ".join(flags),
+            )
+        return replace(self, train=kept[0], aside=kept[1], left_out=(left[0], left[1]))
 
     def spell(self, tokens: Tokens, config: Config) -> tuple[Rows, Rows]:
         """The rows to train on and those to measure on.

@@ -71,6 +71,8 @@ class Example:
         several: whether the data gives a list of labels to every text.
         question, context, answers: reading comprehension; no answer is an empty tuple.
         source, target: one text made of another.
+        rejected: the same with an answer that was thought worse, where people or models compared two.
+        good: whether the answer was thought good, where answers were judged one by one.
     """
 
     messages: tuple[Message, ...] = ()
@@ -83,13 +85,21 @@ class Example:
     answers: tuple[Answer, ...] | None = None
     source: str | None = None
     target: str | None = None
+    rejected: Example | None = None
+    good: bool | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the row says how good its answer is: to learn from that takes more than to repeat the answer."""
+        return self.rejected is not None or self.good is not None
 
     def pair(self) -> tuple[str, str] | None:
-        """The one text that is given and the one that is made of it, None for a row of several turns or of none."""
+        """The one text that is given and the one that is made of it; None for a row of several turns, of none, or a
+        judged one."""
         if self.source is not None and self.target is not None:
             return self.source, self.target
         turns = [turn for turn in self.messages if turn.role != "system"]
-        if [turn.role for turn in turns] != ["user", "assistant"]:
+        if self.judged or [turn.role for turn in turns] != ["user", "assistant"]:
             return None
         before = [turn.content for turn in self.messages[:-1]]
         return "\n\n".join(before), self.messages[-1].content
@@ -164,8 +174,6 @@ class Format:
     may: ClassVar[Mapping[str, Sequence[str]]] = {}
     order: ClassVar[int] = 50
     """Formats are tried from the lowest to the highest: the more special ones first."""
-    trains: ClassVar[bool] = True
-    """False: recognised only to say what to do instead (`refuse`)."""
 
     @property
     def name(self) -> str:
@@ -175,12 +183,9 @@ class Format:
         """Whether the values look right, once every needed column is there."""
         return True
 
-    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Example:
-        """The example in a row; raises Problem when there is none."""
-        raise NotImplementedError
-
-    def refuse(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Problem:
-        """Why these rows cannot be trained on as they are, and what to do; only asked when not `trains`."""
+    def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Example | None:
+        """The example in a row, None for a row that the user leaves out by choosing this format; raises Problem when
+        there is none."""
         raise NotImplementedError
 
     def find_columns(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
@@ -213,9 +218,13 @@ class Format:
         unused = dict.fromkeys(str(key) for row in rows for key in row if key not in used)
         return Recognition(self, self.because, dict(found), tuple(unused))
 
+    def column_for(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> str:
+        """The column that plays `role`: the mapped one, else the likeliest that this row has."""
+        return columns.get(role) or next((name for name in self.may.get(role, ()) if name in row), role)
+
     def cell(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Any:
         """The value that plays `role`, None when there is none; raises Problem when a needed column is missing."""
-        column = columns.get(role) or next((name for name in self.may.get(role, ()) if name in row), role)
+        column = self.column_for(row, role, columns)
         if isinstance(column, Template):
             return column.fill(row)
         if column not in row and role in self.needs:
@@ -235,6 +244,62 @@ class Format:
         if not text.strip() and role in self.needs:
             raise Problem("{column} is empty.", "", "Fill it in, or delete the row.", column=column)
         return text if text.strip() else ""
+
+
+class Answered(Format):
+    """A format whose rows have answers to a prompt, an answer alone or at the end of a conversation that stands with it."""
+
+    may = {
+        "prompt": ("prompt", "question", "instruction", "query", "conversations", "messages", "input"),
+        "input": ("input", "context"),
+        "system": ("system", "system_prompt"),
+        "tools": ("tools",),
+    }
+
+    def find_columns(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
+        """As every format does; but what is the answer is not its prompt as well, unless a user says so."""
+        found: dict[str, str] = {}
+        for role, column in super().find_columns(rows, columns).items():
+            if role in columns or column not in found.values():
+                found[role] = column
+        return found
+
+    def read_answer(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Example:
+        """The conversation up to and with the answer that plays `role`; raw text for an answer to nothing.
+
+        Raises:
+            Problem: when there is no answer, or its turns are not in order.
+        """
+        value, column = _as_turns(self.cell(row, role, columns)), columns.get(role, role)
+        turns = read_turns(value, column) if isinstance(value, Mapping | list) else []
+        if not turns:
+            turns = [Message("assistant", self.text(row, role, columns))]
+        tools, before = self.cell(row, "tools", columns), []
+        if turns[0].role == "assistant":
+            before = self._read_prompt(row, columns)
+            if not before and len(turns) == 1:
+                return raw_text(turns[0].content)
+        if not any(turn.role == "system" for turn in (*before, *turns)):
+            before = [Message("system", self.text(row, "system", columns)), *before]
+        return conversation([*before, *turns], tools)
+
+    def _read_prompt(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
+        value = _as_turns(self.cell(row, "prompt", columns))
+        if isinstance(value, Mapping | list):
+            return read_turns(value, columns.get("prompt", "prompt"))
+        texts = [self.text(row, "prompt", columns)]
+        if self.column_for(row, "input", columns) != self.column_for(row, "prompt", columns):
+            texts.append(self.text(row, "input", columns))
+        asked = "\n".join(filter(None, texts))
+        return [Message("user", asked)] if asked else []
+
+
+def _as_turns(value: Any) -> Any:
+    """The value, or the turns that its text holds as JSON: tables can only store lists as text."""
+    if isinstance(value, str) and re.match(r'\s*\[?\s*\{\s*"(role|content|from|value)"\s*:', value):
+        with contextlib.suppress(ValueError):  # an answer may look so by chance
+            return json.loads(value)
+    return value
 
 
 def columns_in(column: str) -> tuple[str, ...]:
@@ -417,8 +482,8 @@ def _all() -> dict[str, Format]:
 
 
 def formats() -> dict[str, Format]:
-    """All formats that can be trained on, by name, in the order in which they are tried."""
-    return {name: format for name, format in _all().items() if format.trains}
+    """All formats by name, in the order in which they are tried."""
+    return dict(_all())
 
 
 def find(name: str) -> Format:
@@ -443,7 +508,7 @@ def recognise(
         format: a format's name when the user chose one, else auto.
 
     Raises:
-        Problem: when no format fits, when one is known but cannot be trained on as it is, or when `columns` is wrong.
+        Problem: when no format fits, or when `columns` is wrong.
     """
     rows, columns = [rows[i] for i in range(min(SAMPLE, len(rows)))], dict(columns or {})
     there = list(dict.fromkeys(str(key) for row in rows for key in row))
@@ -459,12 +524,8 @@ def recognise(
     if format != "auto":
         return _recognise_as(find(format), rows, columns, there)
     for candidate in _all().values():
-        # A user who maps columns has decided: only formats that have these roles and can be trained on are asked.
-        if columns and not (candidate.trains and set(columns) <= {*candidate.needs, *candidate.may}):
-            continue
-        if found := candidate.recognise(rows, columns):
-            if not candidate.trains:
-                raise candidate.refuse(rows, found.columns)
+        # A user who maps columns has decided: only formats that have these roles are asked.
+        if set(columns) <= {*candidate.needs, *candidate.may} and (found := candidate.recognise(rows, columns)):
             return found
     raise Problem(
         "The shape of these rows is not recognised.", "Their columns are {there}.",

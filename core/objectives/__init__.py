@@ -23,13 +23,14 @@ class Row:
     """What the model reads, as token ids, and for each whether it is learned as the token that comes next.
 
     `segments` says which of two texts each token is of, for models that are told; `lost` is what was cut off its end,
-    where somebody wants to see that.
+    where somebody wants to see that; `left_out` counts the tokens of the turns that were left out of it.
     """
 
     ids: list[int]
     trained: list[bool] = field(default_factory=list)
     segments: list[int] | None = None
     lost: list[int] = field(default_factory=list)
+    left_out: int = 0
 
     @property
     def targets(self) -> int:
@@ -40,6 +41,11 @@ class Row:
     def length(self) -> int:
         """Tokens that pass through the model."""
         return len(self.ids)
+
+    @property
+    def whole(self) -> int:
+        """How long a row would have to be to hold all that is known of it."""
+        return len(self.ids) + len(self.lost) + self.left_out
 
     def shown(self) -> list[tuple[int, bool]]:
         """Its tokens for people: (id, whether it is learned)."""
@@ -87,6 +93,10 @@ class AnswerRow(Row):
     @property
     def length(self) -> int:
         return len(self.ids) + len(self.answer)
+
+    @property
+    def whole(self) -> int:
+        return max(len(self.ids) + len(self.lost), len(self.answer))
 
     def shown(self) -> list[tuple[int, bool]]:
         return [*((token, False) for token in self.ids), *((token, True) for token in self.answer)]
@@ -245,7 +255,23 @@ def fitting(example: Example) -> tuple[str, ...]:
 
 
 def refuse(task: str, example: Example) -> Problem:
-    """Why that task cannot use an example, and which can."""
+    """Why that task cannot use an example, and which can, or how it could be read otherwise."""
+    if example.rejected is not None:
+        return Problem(
+            "This is preference data, and training on preferences (DPO, KTO) is not possible yet.",
+            "Its rows have a chosen and a rejected answer.",
+            "To train on the chosen answers alone, choose the format {format}.",
+            field="data.format",
+            format="chosen",
+        )
+    if example.good is not None:
+        return Problem(
+            "This is preference data, and training on preferences (DPO, KTO) is not possible yet.",
+            "Its rows say of an answer whether it is good.",
+            "To train on the good answers alone, choose the format {format}.",
+            field="data.format",
+            format="good",
+        )
     names = fitting(example)
     return Problem(
         "It is not what the task {task} learns from.",

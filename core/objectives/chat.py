@@ -19,7 +19,7 @@ class Chat(Objective):
     order = 10
 
     def fits(self, example: Example) -> bool:
-        return bool(example.messages)
+        return bool(example.messages) and not example.judged
 
     def rows(self, example: Example, speller: Speller, data: DataSettings) -> list[Row]:
         return speller.spell_conversation(example.messages, data.train_on, example.tools, data.too_long)

@@ -34,9 +34,12 @@ class Classification(Objective):
         return example.labels is not None and example.text is not None
 
     def fitted(self, examples: Iterable[Example]) -> Self:
-        found = [example for example in examples if self.fits(example)]
-        labels = sorted({label for example in found for label in example.labels or ()}, key=_as_number)
-        if found and len(labels) < 2:
+        names, count, several = set(), 0, False
+        for example in filter(self.fits, examples):
+            names.update(example.labels or ())
+            count, several = count + 1, several or example.several
+        labels = sorted(names, key=_as_number)
+        if count and len(labels) < 2:
             raise Problem(
                 "There is nothing to tell apart: every row has the same label.",
                 "It is {label}.",
@@ -44,17 +47,17 @@ class Classification(Objective):
                 field="data.columns",
                 label=", ".join(labels) or "-",
             )
-        if len(found) > _ENOUGH and len(labels) > len(found) / 2:
+        if count > _ENOUGH and len(labels) > count / 2:
             raise Problem(
                 "There are {count} labels in {rows} rows: that is no choice among classes.",
                 "The first are {labels}.",
                 "Choose the column that holds the class, or another task.",
                 field="data.columns",
                 count=len(labels),
-                rows=len(found),
+                rows=count,
                 labels=", ".join(label[:40] for label in labels[:3]),
             )
-        return type(self)(tuple(labels), any(example.several for example in found))
+        return type(self)(tuple(labels), several)
 
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self.labels), "several": self.several}

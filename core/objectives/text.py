@@ -20,7 +20,7 @@ class Text(Objective):
 
     def fits(self, example: Example) -> bool:
         # A label that nobody asked about must not be left out in silence.
-        return example.text is not None and example.labels is None
+        return example.text is not None and example.labels is None and not example.judged
 
     def rows(self, example: Example, speller: Speller, data: DataSettings) -> list[Row]:
         assert example.text is not None

@@ -1,26 +1,33 @@
 """Kinds of file: each file of this folder reads one kind as rows; what it is called by stands in its `ENDINGS`.
 
-A new kind is a new file here with `ENDINGS` and `read(path, limit)`.
+A new kind is a new file here with `ENDINGS` and `read(path, limit)`, which yields every row as it is reached, so that
+no file has to fit into memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import importlib
+import io
+import itertools
 import pkgutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from core import formats
 from core.problem import Problem
 
 MAX_BYTES = 2 * 1024**3
-"""Files other than Parquet are read whole: larger ones are refused before they fill the memory (bytes, unpacked)."""
+"""What can only be read whole is refused when it is larger, before it fills the memory (bytes, unpacked)."""
+
+MAX_LINE = 256 * 1024**2
+"""Characters of one line or one object, beyond which a file is not what its ending says."""
 
 BLOCK = 512
 """Rows of an Arrow table that are unpacked together."""
@@ -42,6 +49,15 @@ class BadRow:
     problem: Problem
     file: str = ""
     row_of_file: int = 0
+
+
+class Entry(NamedTuple):
+    """A row as it stands in a file: its number from 1, the line on which it begins (of a text file), and what it holds,
+    or what is wrong with it."""
+
+    number: int
+    line: int | None
+    value: Mapping[str, Any] | Problem
 
 
 @dataclass
@@ -103,17 +119,25 @@ def find(path: Path) -> ModuleType:
     raise Problem(what, there_is, to_do, name=path.name[-100:], known=", ".join(readers()))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The whole file, unpacked when it is packed; raises Problem when it is too large or damaged."""
-    unpack = gzip.open if path.suffix.lower() == ".gz" else open
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked when it is packed; raises Problem when it turns out to be damaged."""
     try:
-        with unpack(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1) if path.stat().st_size <= MAX_BYTES else b" " * (MAX_BYTES + 1)
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Problem(
             "{name} is damaged: it cannot be unpacked.", "The reader says: {error}.", "Fetch or pack it again.",
             name=path.name, error=first_line(error),
         ) from None  # fmt: skip
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, unpacked when it is packed; raises Problem when it is too large or damaged."""
+    if path.stat().st_size > MAX_BYTES:
+        raise too_large(path)
+    with open_bytes(path) as file:
+        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise too_large(path)
     return data
@@ -123,85 +147,113 @@ def too_large(path: Path) -> Problem:
     """What to say of a file that would fill the memory."""
     return Problem(
         "{name} is too large to read into memory.", "A file that is read whole may have {limit:.0f} GB.",
-        "Convert it to Parquet, or split it.", name=path.name, limit=MAX_BYTES / 1024**3,
+        "Convert it to Parquet or to JSON lines, or split it.", name=path.name, limit=MAX_BYTES / 1024**3,
     )  # fmt: skip
 
 
-def read_text(path: Path) -> str:
-    """The whole file as text; raises Problem naming line and byte when it is no Unicode."""
-    data = read_bytes(path)
-    encoding = "utf-8-sig"
-    if data[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
-        encoding = "utf-32"
-    elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif b"\0" in data[:4096]:
+def find_encoding(path: Path) -> str:
+    """The encoding that the file's first bytes tell of; raises Problem when they are no text."""
+    with open_bytes(path) as file:
+        start = file.read(4096)
+    if start[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
+        return "utf-32"
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if b"\0" in start:
         raise Problem(
             "{name} is no UTF-8 text: it holds zero bytes.", "It may be UTF-16 without its mark, or no text at all.",
             "Save it as UTF-8.", name=path.name,
         )  # fmt: skip
+    return "utf-8-sig"
+
+
+def read_lines(path: Path, ends: str = "\n") -> Iterator[str]:
+    """The lines of a text file with their ends, as they are reached.
+
+    Args:
+        ends: "\\n" cuts at that alone, as U+2028 or a lone carriage return may stand inside a JSON text; "" cuts at every
+            kind of line end.
+
+    Raises:
+        Problem: naming line and byte when it is no Unicode; when it is empty, damaged, or one endless line.
+    """
+    encoding, blank = find_encoding(path), True
     try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise Problem(
-            "Line {line} of {name} is not {encoding}: the byte {byte}, number {position} of the line, is no character.",
-            "The file was probably saved in another encoding (such as GBK or Windows-1252).",
-            "Save it as UTF-8; in Excel as 'CSV UTF-8', in Notepad with the encoding UTF-8.",
-            name=path.name, encoding=encoding.removesuffix("-sig").upper(), byte=f"0x{data[error.start]:02x}",
-            line=data.count(b"\n", 0, error.start) + 1, position=error.start - data.rfind(b"\n", 0, error.start),
-        ) from None  # fmt: skip
-    if not text.strip():
+        with open_bytes(path) as data, io.TextIOWrapper(data, encoding, newline=ends) as text:
+            for number in itertools.count(1):
+                line = text.readline(MAX_LINE)
+                if not line:
+                    break
+                if len(line) >= MAX_LINE:
+                    raise Problem(
+                        "Line {line} of {name} is longer than {most} million characters.", "",
+                        "Check that the file is what its ending says, and write one row a line.",
+                        name=path.name, line=number, most=MAX_LINE // 1_000_000,
+                    )  # fmt: skip
+                blank = blank and line.isspace()
+                yield line
+    except UnicodeDecodeError:
+        raise _undecodable(path, encoding) from None
+    if blank:
         raise Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
-    return text
 
 
-def number_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers; not `splitlines`, as U+2028 may stand inside a JSON text."""
-    start, number = 0, 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        number += 1
-        if (line := text[start:end].strip("\r")) and not line.isspace():
-            yield number, line
-        start = end + 1
+def _undecodable(path: Path, encoding: str) -> Problem:
+    """Where the first byte stands that is no character."""
+    line, position, byte = 1, 1, 0
+    with open_bytes(path) as file:
+        # Of two bytes and four a line cannot be cut off.
+        for data in file if encoding == "utf-8-sig" else [read_bytes(path)]:
+            try:
+                data.decode(encoding)
+            except UnicodeDecodeError as error:
+                line, byte = line + data.count(b"\n", 0, error.start), data[error.start]
+                position = error.start - data.rfind(b"\n", 0, error.start)
+                break
+            line += 1
+    return Problem(
+        "Line {line} of {name} is not {encoding}: the byte {byte}, number {position} of the line, is no character.",
+        "The file was probably saved in another encoding (such as GBK or Windows-1252).",
+        "Save it as UTF-8; in Excel as 'CSV UTF-8', in Notepad with the encoding UTF-8.",
+        name=path.name, encoding=encoding.removesuffix("-sig").upper(), byte=f"0x{byte:02x}", line=line, position=position,
+    )  # fmt: skip
 
 
-def take_objects(values: Iterable[tuple[int, Any]], lines: Sequence[int] = ()) -> Rows:
-    """Those values that are objects; the others, and the Problems among them, become bad rows."""
-    rows, numbers, row_lines, bad = [], [], [], []
-    for number, value in values:
-        line = lines[number - 1] if lines else None
-        if isinstance(value, dict):
-            rows.append(value)
-            numbers.append(number)
-            row_lines += [line] if lines else []
-            continue
-        if not isinstance(value, Problem):
-            value = Problem(
-                "The row is of type {kind}, and an object with named columns is needed.", "",
-                'Write it as {{"prompt": "...", "completion": "..."}} or {{"text": "..."}}.',
-                kind=formats.kind_of(value),
-            )  # fmt: skip
-        bad.append(BadRow(number, line, value))
-    return Rows(rows, numbers, row_lines, bad)
+def number_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, without their ends, with their numbers."""
+    for number, line in enumerate(lines, 1):
+        if not line.isspace():
+            yield number, line.rstrip("\n").strip("\r")
 
 
-def unpack_batches(batches: Iterable[Any], limit: int | None) -> Rows:
+def check_object(value: Any) -> Mapping[str, Any] | Problem:
+    """The value when it is an object with named columns (or a Problem already), else what is wrong with it."""
+    if isinstance(value, dict | Problem):
+        return value
+    return Problem(
+        "The row is of type {kind}, and an object with named columns is needed.", "",
+        'Write it as {{"prompt": "...", "completion": "..."}} or {{"text": "..."}}.',
+        kind=formats.kind_of(value),
+    )  # fmt: skip
+
+
+def unpack_batches(batches: Iterable[Any], limit: int | None) -> Iterator[Entry]:
     """Arrow batches as rows; a cell that is no valid text or date costs its own row alone."""
-    values: list[Any] = []
+    for number, value in enumerate(itertools.islice(_unpack(batches), limit), 1):
+        yield Entry(number, None, check_object(value))
+
+
+def _unpack(batches: Iterable[Any]) -> Iterator[Any]:
     for batch in batches:
         try:
-            values += batch.to_pylist()
+            yield from batch.to_pylist()
         except (ValueError, OverflowError):
             for index in range(len(batch)):
                 try:
-                    values += batch.slice(index, 1).to_pylist()
+                    (value,) = batch.slice(index, 1).to_pylist()
                 except (ValueError, OverflowError) as error:
-                    values.append(unreadable(error))
-        if limit is not None and len(values) >= limit:
-            break
-    return take_objects(enumerate(values[:limit], 1))
+                    value = unreadable(error)
+                yield value
 
 
 def unreadable(error: Exception) -> Problem:

@@ -4,38 +4,133 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from core import readers
 from core.formats import squad
 from core.problem import Problem
-from core.readers import Rows, number_lines, read_text, take_objects, unreadable
+from core.readers import Entry, check_object, number_lines, read_lines, unreadable
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
 
+_SPACE = re.compile(r"[ \t\n\r]*")
+_PIECE = 1024 * 1024
+_FEW = 1000
 
-def read(path: Path, limit: int | None) -> Rows:
+
+def read(path: Path, limit: int | None) -> Iterator[Entry]:
     """A JSON array of objects, or one object a line; what the file holds decides, not its ending."""
-    text = read_text(path)
-    if text.lstrip()[0] == "[":
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # several arrays under each other are read as lines, and refused one by one
-                raise _broken_json(path.name, error) from None
-        except (RecursionError, ValueError) as error:
-            raise unreadable(error) from None
-        else:
-            if not items:
-                raise Problem("{name} holds an empty list.", "", "Choose a file with at least one row.", name=path.name)
-            return take_objects(enumerate(items[:limit], 1))
-    if (articles := _read_squad(text)) is not None:
-        return take_objects(enumerate(itertools.islice(squad.unfold(articles), limit), 1))
-    return _read_json_lines(path, text, limit)
+    first, *more = (line for _, line in itertools.islice(number_lines(read_lines(path)), 2))
+    if first.lstrip()[0] == "[" and not (more and _is_whole(first)):
+        yield from _number(_Array(path).read(), limit)
+    elif (articles := _read_squad(path, first)) is not None:
+        yield from _number(squad.unfold(articles), limit)
+    else:
+        yield from _read_json_lines(path, limit)
 
 
-def _read_squad(text: str) -> dict[str, Any] | None:
+def _number(values: Iterable[Any], limit: int | None) -> Iterator[Entry]:
+    for number, value in enumerate(itertools.islice(values, limit), 1):
+        yield Entry(number, None, check_object(value))
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line is JSON by itself: arrays under each other are read as lines, and refused one by one."""
+    try:
+        json.loads(line)
+    except (RecursionError, ValueError):
+        return False
+    return True
+
+
+class _Array:
+    """A JSON array that is read item by item; `text` is the part of the file that is at hand, read up to `at`."""
+
+    def __init__(self, path: Path):
+        self.path, self.lines = path, read_lines(path)
+        self.text, self.at = "", 0
+        #: Where the part at hand begins in the file.
+        self.line, self.column = 1, 0
+
+    def read(self) -> Iterator[Any]:
+        """Its items; raises Problem where it is broken."""
+        self._skip_space()
+        self.at += 1  # the bracket
+        for count in itertools.count():
+            char = self._skip_space()
+            if char == "]" and not count:
+                raise Problem(
+                    "{name} holds an empty list.", "", "Choose a file with at least one row.", name=self.path.name
+                )
+            yield self._decode()
+            char = self._skip_space()
+            if char not in (",", "]"):
+                raise self._broken(json.JSONDecodeError("Expecting ',' delimiter", self.text, self.at))
+            self.at += 1
+            if char == "]":
+                break
+        if self._skip_space():
+            raise self._broken(json.JSONDecodeError("Extra data", self.text, self.at))
+
+    def _decode(self) -> Any:
+        """The value that begins here; what is at hand may end within it."""
+        size = _PIECE
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if len(self.text) - self.at > readers.MAX_LINE or not self._fetch(size):
+                    raise self._broken(error) from None
+            except (RecursionError, ValueError) as error:
+                raise unreadable(error) from None
+            else:
+                # More digits of a number may follow.
+                if end < len(self.text) or not self._fetch(size):
+                    self.at = end
+                    return value
+            size *= 2
+
+    def _skip_space(self) -> str:
+        """Go to the next character that is no space, and say which it is; empty at the end."""
+        while True:
+            space = _SPACE.match(self.text, self.at)
+            self.at = space.end() if space else self.at
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._fetch(_PIECE):
+                return ""
+
+    def _fetch(self, size: int) -> bool:
+        """Take in so many characters more and let go of what was read; False at the end of the file."""
+        pieces, length = [], 0
+        for piece in self.lines:
+            pieces.append(piece)
+            length += len(piece)
+            if length >= size:
+                break
+        if not pieces:
+            return False
+        breaks = self.text.count("\n", 0, self.at)
+        self.line += breaks
+        self.column = self.at - self.text.rfind("\n", 0, self.at) - 1 if breaks else self.column + self.at
+        self.text, self.at = self.text[self.at :] + "".join(pieces), 0
+        return True
+
+    def _broken(self, error: json.JSONDecodeError) -> Problem:
+        column = error.colno + (self.column if error.lineno == 1 else 0)
+        return _broken_json(self.path.name, error, self.line + error.lineno - 1, column)
+
+
+def _read_squad(path: Path, first: str) -> dict[str, Any] | None:
     """What a file holds that is one object, as SQuAD is published; None for any other."""
+    text = first
+    if not _is_whole(first):
+        text = "".join(itertools.islice(read_lines(path), _FEW))
+        if '"paragraphs"' in text:
+            text = _read_text(path)
     if '"paragraphs"' not in text or '"qas"' not in text:
         return None
     try:
@@ -45,29 +140,33 @@ def _read_squad(text: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) and isinstance(data.get("data"), list) else None
 
 
-def _read_json_lines(path: Path, text: str, limit: int | None) -> Rows:
-    lines, values = [], []
-    for number, line in number_lines(text):
-        if limit is not None and len(values) >= limit:
-            break
+def _read_text(path: Path) -> str:
+    """The whole file; raises Problem when that is too much."""
+    if path.stat().st_size > readers.MAX_BYTES:
+        raise readers.too_large(path)
+    return "".join(read_lines(path))
+
+
+def _read_json_lines(path: Path, limit: int | None) -> Iterator[Entry]:
+    lines = itertools.islice(number_lines(read_lines(path)), limit)
+    for row, (number, line) in enumerate(lines, 1):
         try:
-            values.append(json.loads(line))
+            value = json.loads(line)
         except json.JSONDecodeError as error:
-            if not values and line.strip() == "{":
-                raise _single_object(path, text) from None
-            values.append(_broken_line(error))
+            if row == 1 and line.strip() == "{":
+                raise _single_object(path) from None
+            value = _broken_line(error)
         except (RecursionError, ValueError) as error:
-            values.append(unreadable(error))
-        lines.append(number)
-    return take_objects(enumerate(values, 1), lines)
+            value = unreadable(error)
+        yield Entry(row, number, check_object(value))
 
 
-def _broken_json(name: str, error: json.JSONDecodeError) -> Problem:
+def _broken_json(name: str, error: json.JSONDecodeError, line: int, column: int) -> Problem:
     near = error.doc[max(error.pos - 20, 0) : error.pos + 20]
     return Problem(
         "{name} is broken JSON at line {line}, column {column}: {error}.", "It stands near {near}.",
         "Correct that place; often a quote, a comma or a closing bracket is missing before it.",
-        name=name, line=error.lineno, column=error.colno, error=error.msg, near=repr(near),
+        name=name, line=line, column=column, error=error.msg, near=repr(near),
     )  # fmt: skip
 
 
@@ -79,12 +178,12 @@ def _broken_line(error: json.JSONDecodeError) -> Problem:
     )  # fmt: skip
 
 
-def _single_object(path: Path, text: str) -> Problem:
+def _single_object(path: Path) -> Problem:
     try:
-        keys = list(json.loads(text))
+        keys = list(json.loads(_read_text(path)))
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
-            return _broken_json(path.name, error)
+            return _broken_json(path.name, error, error.lineno, error.colno)
         keys = ["…"]
     except (RecursionError, ValueError) as error:
         return unreadable(error)

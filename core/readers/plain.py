@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import re
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
-from core.readers import Rows, number_lines, read_text
+from core.readers import Entry, number_lines, read_lines
 
 ENDINGS = (".txt",)
 
 
-def read(path: Path, limit: int | None) -> Rows:
+def read(path: Path, limit: int | None) -> Iterator[Entry]:
     """Text: every paragraph is a row when there are blank lines, else every line."""
-    text = read_text(path).replace("\r\n", "\n")
-    paragraphs = re.search(r"\n[ \t]*\n", text.strip()) is not None
-    blocks: list[list[str]] = []
-    starts: list[int] = []
-    before = -1
-    for number, line in number_lines(text):
-        if paragraphs and number == before + 1:
-            blocks[-1].append(line)
-        else:
-            blocks.append([line])
-            starts.append(number)
+    lines = number_lines(read_lines(path))
+    blocks = _join(lines) if _has_paragraphs(path) else ((number, [line]) for number, line in lines)
+    for row, (number, block) in enumerate(itertools.islice(blocks, limit), 1):
+        yield Entry(row, number, {"text": "\n".join(block)})
+
+
+def _has_paragraphs(path: Path) -> bool:
+    """Whether a blank line stands between two that are not."""
+    before = None
+    for number, _ in number_lines(read_lines(path)):
+        if before is not None and number > before + 1:
+            return True
         before = number
-    return Rows([{"text": "\n".join(block)} for block in blocks[:limit]], (), starts[:limit])
+    return False
+
+
+def _join(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Lines that follow each other without a blank one between them, with the number of the first."""
+    start, block = 0, []
+    for number, line in lines:
+        if block and number > start + len(block):
+            yield start, block
+            block = []
+        if not block:
+            start = number
+        block.append(line)
+    if block:
+        yield start, block

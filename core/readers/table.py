@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from core.problem import Problem
-from core.readers import BadRow, Rows, ending, number_lines, read_text
+from core.readers import Entry, ending, read_lines
 
 ENDINGS = (".csv", ".tsv")
 
 
-def read(path: Path, limit: int | None) -> Rows:
+def read(path: Path, limit: int | None) -> Iterator[Entry]:
     """CSV or TSV: the first row names the columns, everything is text, as it stands."""
-    text = read_text(path)
     csv.field_size_limit(2**31 - 1)
-    mark = "\t" if ending(path) == ".tsv" else _find_separator(next(number_lines(text))[1])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    header, rows, numbers, lines, bad = None, [], [], [], []
-    line, number = 1, 0
+    lines = read_lines(path, "")
+    first = list(_through_header(lines))
+    mark = "\t" if ending(path) == ".tsv" else _find_separator(first[-1])
+    reader = csv.reader(itertools.chain(first, lines), delimiter=mark, strict=True)
+    header, line, number = None, 1, 0
     while limit is None or number < limit:
         problem = None
         try:
@@ -39,23 +39,32 @@ def read(path: Path, limit: int | None) -> Rows:
             header = check_header(values, path.name)
             continue
         number += 1
-        if problem or len(values) != len(header):
-            bad.append(BadRow(number, began, problem or wrong_width(values, header)))
-        else:
-            rows.append(dict(zip(header, values, strict=True)))
-            numbers.append(number)
-            lines.append(began)
+        if not problem and len(values) != len(header):
+            problem = wrong_width(values, header)
+        yield Entry(number, began, problem or dict(zip(header, values, strict=True)))
     if number == 0:
-        raise Problem(
-            "{name} has a header and no rows.", "Its first line is read as the names of the columns: {columns}.",
-            "Add rows below it.", name=path.name, columns=", ".join(header or [])[:300],
-        )  # fmt: skip
-    return Rows(rows, numbers, lines, bad)
+        raise no_rows(header or [], path.name)
+
+
+def no_rows(header: Sequence[str], name: str) -> Problem:
+    """What to say of a table with nothing under its header."""
+    return Problem(
+        "{name} has a header and no rows.", "Its first line is read as the names of the columns: {columns}.",
+        "Add rows below it.", name=name, columns=", ".join(header)[:300],
+    )  # fmt: skip
+
+
+def _through_header(lines: Iterator[str]) -> Iterator[str]:
+    """The lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if not line.isspace():
+            return
 
 
 def _find_separator(header: str) -> str:
     """The mark that cuts the header into the most cells: spreadsheets write semicolons where the comma is decimal."""
-    return max(",;\t", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+    return max(",;\t", key=lambda mark: len(next(csv.reader([header.strip("\r\n")], delimiter=mark), [])))
 
 
 def check_header(values: list[str], name: str) -> list[str]:

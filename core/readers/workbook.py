@@ -13,8 +13,8 @@ from typing import Any
 
 from core import readers
 from core.problem import Problem
-from core.readers import BadRow, Rows, first_line, read_bytes, too_large
-from core.readers.table import check_header, wrong_width
+from core.readers import Entry, first_line, read_bytes, too_large
+from core.readers.table import check_header, no_rows, wrong_width
 
 ENDINGS = (".xlsx",)
 
@@ -22,7 +22,7 @@ _OLE = b"\xd0\xcf\x11\xe0"
 """What a file begins with that is no zip: an old .xls, or an .xlsx inside an envelope that a password opens."""
 
 
-def read(path: Path, limit: int | None, sheet: str = "") -> Rows:
+def read(path: Path, limit: int | None, sheet: str = "") -> Iterator[Entry]:
     """The rows of one sheet: the named one, else the only visible one that has any."""
     data = read_bytes(path)
     if not data:
@@ -34,7 +34,7 @@ def read(path: Path, limit: int | None, sheet: str = "") -> Rows:
         )  # fmt: skip
     try:
         with _open(data, path) as book:
-            return _read_sheet(_choose(book, sheet, path), path, limit)
+            yield from _read_sheet(_choose(book, sheet, path), path, limit)
     except Problem:
         raise
     except Exception as error:  # whatever a damaged file makes of openpyxl, the user needs a sentence
@@ -88,30 +88,23 @@ def _rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
             yield number, cells
 
 
-def _read_sheet(sheet: Any, path: Path, limit: int | None) -> Rows:
+def _read_sheet(sheet: Any, path: Path, limit: int | None) -> Iterator[Entry]:
     there = _rows(sheet)
     _, first = next(there, (0, []))
     if not first:
         raise Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
-    header = check_header([_spell(cell.value) for cell in first], path.name)
-    rows, numbers, lines, bad = [], [], [], []
+    header, row = check_header([_spell(cell.value) for cell in first], path.name), 0
     for row, (line, cells) in enumerate(itertools.islice(there, limit), 1):
         broken = next((place for place, cell in enumerate(cells) if cell.data_type == "e"), None)
         if len(cells) > len(header):
-            bad.append(BadRow(row, line, wrong_width(cells, header)))
+            yield Entry(row, line, wrong_width(cells, header))
         elif broken is not None:
-            bad.append(BadRow(row, line, _broken_cell(header[broken], cells[broken].value)))
+            yield Entry(row, line, _broken_cell(header[broken], cells[broken].value))
         else:
             values = [_spell(cell.value) for cell in cells] + [""] * (len(header) - len(cells))
-            rows.append(dict(zip(header, values, strict=True)))
-            numbers.append(row)
-            lines.append(line)
-    if not rows and not bad and limit != 0:
-        raise Problem(
-            "{name} has a header and no rows.", "Its first line is read as the names of the columns: {columns}.",
-            "Add rows below it.", name=path.name, columns=", ".join(header)[:300],
-        )  # fmt: skip
-    return Rows(rows, numbers, lines, bad)
+            yield Entry(row, line, dict(zip(header, values, strict=True)))
+    if row == 0 and limit != 0:
+        raise no_rows(header, path.name)
 
 
 def _spell(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import fit, methods, objectives, presets, runs
+from core import fit, formats, methods, objectives, presets, runs, sources
 from core.config import Config
 from core.dataset import Dataset
 from core.problem import Problem
@@ -376,7 +376,9 @@ class _Train:
             moved_from, form = form.task, form.for_task(possible[0])
         updates: Updates = {box: form.shown[id] for id, box in self.boxes.items()}
         # Uploads may have come since the page was drawn; without its choice a path would stand there bare.
-        updates[self.boxes["data.train"]] = gr.update(choices=_data_choices(self.words), value=form.shown["data.train"])
+        updates[self.boxes["data.train"]] = gr.update(
+            choices=_data_choices(self.words, form.shown["data.train"]), value=form.shown["data.train"]
+        )
         updates |= {group: gr.update(visible=name == form.method) for name, group in self.method_groups.items()}
         updates |= {self.size: form.size, self.method: form.method}
         updates |= self._tell(form)
@@ -425,9 +427,10 @@ def _model_choices(words: Language) -> list[tuple[str, str]]:
     return [(words.t("train.playground") if name == "playground" else name, name) for name in shelf.models()]
 
 
-def _data_choices(words: Language) -> list[tuple[str, str]]:
+def _data_choices(words: Language, chosen: Any = "") -> list[tuple[str, str]]:
     built_in = [(words.t("train.sample", title=words.text(title)), source) for source, title in shelf.samples().items()]
-    return built_in + [(short_name(path), str(path)) for path in shelf.uploads()]
+    several = [(short_name(chosen), chosen)] if isinstance(chosen, str) and len(sources.pieces(chosen)) > 1 else []
+    return several + built_in + [(short_name(path), str(path)) for path in shelf.uploads()]
 
 
 def _picker(words: Language) -> str:
@@ -458,6 +461,8 @@ def _check_fit(words: Language, task: str, data: Dataset) -> None:
     objective, first = objectives.find(task), data.examples[:_LOOKED_AT]
     if not first or any(objective.fits(example) for example in first):
         return
+    if first[0].judged:
+        raise _named_format(words, objectives.refuse(task, first[0]))
     able = [words.text(objectives.find(name).title) for name in objectives.fitting(first[0])]
     raise Problem(
         "The task {task} cannot learn from these rows.",
@@ -466,6 +471,14 @@ def _check_fit(words: Language, task: str, data: Dataset) -> None:
         field="task",
         task=words.text(objective.title),
         tasks=" · ".join(able),
+    )
+
+
+def _named_format(words: Language, problem: Problem) -> Problem:
+    """The problem with a format's title where its name stands."""
+    title = words.text(formats.find(problem.facts["format"]).title)
+    return Problem(
+        problem.what, problem.there_is, problem.to_do, field=problem.field, **problem.facts | {"format": title}
     )
 
 
@@ -500,8 +513,6 @@ def _step(knob: Knob) -> float:
 
 def _choice_title(words: Language, knob: Knob, choice: str) -> str:
     if knob.key == "data.format" and choice != "auto":
-        from core import formats
-
         return words.text(formats.find(choice).title)
     key = f"train.choice_{choice}"
     return words.t(key) if key in languages.keys(words.code) else choice  # bfloat16 is called so in every language

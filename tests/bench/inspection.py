@@ -1,6 +1,7 @@
 """Measures how many rows a second an inspection reads, beside what is usually done with the same file.
 
     python tests/bench/inspection.py --rows 20000 --rounds 3
+    python tests/bench/inspection.py --rows 1000000 --memory   # how much memory ours takes, over what Python has taken before
 
 The usual way is `datasets.map` over `apply_chat_template` with the mask of the assistant's tokens, in batches, with a
 process for each core. Both read the same file with the same tokenizer and template, in processes of their own that take
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -81,6 +83,28 @@ def measure_ours(path: Path) -> tuple[int, int, float]:
         return report["trained_rows"], report["trained_tokens"], time.monotonic() - began
 
 
+def measure_memory(path: Path) -> tuple[int, float, float]:
+    """Rows, the most memory that an inspection takes beyond the bare process with its libraries (GB), and seconds."""
+    import psutil
+
+    # torch and transformers are there before the memory is looked at
+    from core.engine import inspection  # noqa: F401
+
+    process, peak, ended = psutil.Process(), [0], threading.Event()
+    bare = process.memory_info().rss
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    rows, _, seconds = measure_ours(path)
+    ended.set()
+    watcher.join()
+    return rows, (peak[0] - bare) / 1e9, seconds
+
+
 def main() -> None:
     """Take turns and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,9 +112,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", choices=("usual", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     if options.one:
         print("RESULT " + json.dumps({"usual": measure_usual, "ours": measure_ours}[options.one](options.file)))
+        return
+    if options.memory:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.jsonl"
+            write_rows(path, options.rows)
+            rows, memory, seconds = measure_memory(path)
+            print(
+                f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB: {memory:.2f} GB, {seconds:.0f} s, {rows / seconds:.0f} rows/s"
+            )
         return
     paces: dict[str, list[float]] = {"usual": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:

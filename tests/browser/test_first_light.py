@@ -176,6 +176,49 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_several_files_at_once_and_columns_that_nobody_knows(
+    page: sync_api.Page, studio: Studio, tmp_path: Path
+) -> None:
+    def write(name: str, *rows: dict) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(tmp_path / name)
+
+    def drop(*files: str) -> None:
+        page.locator(".drop input[type=file]").set_input_files(list(files))
+
+    page.goto(studio.url + "/en/")
+    open_tab(page, "Data")
+    expect(page.locator(".preview .turn").first).to_be_visible(timeout=WAIT)
+    asked = {name: [{"prompt": f"{name} {n}?", "completion": f"Yes, {n}."} for n in range(3)] for name in "abc"}
+    drop(write("a.jsonl", *asked["a"]), write("weights.bin", {}), write("b.jsonl", *asked["b"]))
+    lines = page.locator("#data-files tbody tr")
+    expect(lines).to_have_count(2, timeout=WAIT)
+    expect(page.get_by_role("alert")).to_contain_text("weights.bin")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Add files to these").click()
+    chooser.value.set_files(write("c.jsonl", *asked["c"]))
+    expect(lines).to_have_count(3, timeout=WAIT)
+    expect(page.get_by_text("Row 1 of 9")).to_be_visible()
+    page.get_by_role("button", name="Take a away").click()
+    expect(lines).to_have_count(2, timeout=WAIT)
+    expect(page.get_by_text("b 0?")).to_be_visible()
+
+    # Columns of names that nobody knows: a press reads them, and Train has been told.
+    drop(write("mine.jsonl", *({"Nachricht": f"Es regnet seit {n} Tagen", "Rubrik": "xy"[n % 2]} for n in range(8))))
+    page.get_by_role("button", name="label = Rubrik").click()
+    expect(page.locator(".label-chip")).to_be_visible(timeout=WAIT)
+    open_tab(page, "Train")
+    expect(page.get_by_label("Task")).to_have_value("Classification", timeout=WAIT)
+    # Two answers of which one is better are looked at, and trained on only after a word.
+    open_tab(page, "Data")
+    drop(write("pairs.jsonl", *({"prompt": "Hi", "chosen": f"Hello {n}", "rejected": f"Go {n}"} for n in range(8))))
+    expect(page.get_by_text("Rejected answer", exact=True)).to_be_visible(timeout=WAIT)
+    expect(page.get_by_role("button", name="Use it for training")).to_be_disabled()
+    page.get_by_role("button", name="Train on the chosen answers alone").click()
+    expect(page.get_by_text("Rejected answer", exact=True)).to_have_count(0, timeout=WAIT)
+    expect(page.get_by_role("button", name="Use it for training")).to_be_enabled()
+
+
 def test_first_evening(page: sync_api.Page, studio: Studio, data_file: Path, tmp_path: Path) -> None:
     page.goto(studio.url)
     expect(page).to_have_url(re.compile("/en/"))

@@ -21,6 +21,7 @@ import pytest
 from core import dataset, readers
 from core.formats import Example, Message
 from core.problem import Problem
+from core.readers import objects
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -108,16 +109,33 @@ class TestRealData:
                 assert example.context[answer.start :].startswith(answer.text)
 
     def test_preferences(self) -> None:
-        assert "prompt=conversations, completion=chosen" in str(refusal(SHARED / "dpo_en_demo.json"))
-        columns = {"prompt": "conversations", "completion": "chosen"}
-        assert len(dataset.load(SHARED / "dpo_en_demo.json", columns=columns, strict=True).examples) == 299
-        assert "label says which answers are good" in str(refusal(SHARED / "kto_en_demo.json"))
-        assert len(dataset.load(SHARED / "kto_en_demo.json", "messages", strict=True).examples) == 300
+        data = dataset.load(SHARED / "dpo_en_demo.json", strict=True)
+        assert data.format == "preference" and len(data.examples) == 299
+        assert all(one.messages[:-1] == one.rejected.messages[:-1] for one in data.examples)
+        chosen = dataset.load(SHARED / "dpo_en_demo.json", "chosen", strict=True)
+        assert [one.messages for one in chosen.examples] == [one.messages for one in data.examples]
+        data = dataset.load(SHARED / "kto_en_demo.json", strict=True)
+        good = dataset.load(SHARED / "kto_en_demo.json", "good", strict=True)
+        assert (data.format, good.format, good.rows) == ("judgement", "good", 300)
+        assert list(good.numbers) == [n for n, one in zip(data.numbers, data.examples, strict=True) if one.good]
+        assert not good.bad and 0 < len(good.examples) < 300
 
     def test_tools_are_kept(self) -> None:
         data = dataset.load(SHARED / "glaive_toolcall_en_demo.json")
         assert json.loads(data.examples[0].tools)[0]["name"] == "search_recipes"
         assert "tool" in {turn.role for turn in data.examples[0].messages}
+
+
+def test_a_format_that_leaves_every_row_out_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Hi", "completion": "Go", "label": false}\n' * 2)
+    assert len(dataset.load(path).examples) == 2
+    with pytest.raises(Problem, match=r"format good leaves every row out.*2 rows") as caught:
+        dataset.load(path, "good")
+    assert caught.value.field == "data.format"
+    path.write_text(path.read_text() + '{"prompt": "Hi", "completion": "Hello", "label": "true"}\n')
+    data = dataset.load(path, "good", strict=True)
+    assert (data.rows, list(data.numbers), data.bad) == (3, [3], [])
 
 
 def test_every_built_in_sample_is_read_whole() -> None:
@@ -196,7 +214,7 @@ def test_parquet(tmp_path: Path) -> None:
     data = dataset.load(tmp_path / "a.parquet", strict=True)
     assert [int(e.messages[1].content) for e in data.examples] == list(range(2000))
     (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
-    assert dataset.load(tmp_path / "b.parquet.gz").examples == data.examples
+    assert list(dataset.load(tmp_path / "b.parquet.gz").examples) == list(data.examples)
     read = dataset.read_rows(tmp_path / "a.parquet", limit=1500)
     assert len(read) == 1500 and read.columns == ("messages",)
     for index in (1499, 0, 700, -1):
@@ -385,10 +403,38 @@ def test_a_file_that_is_not_there(tmp_path: Path, write: Any) -> None:
     assert refusal(tmp_path / "x.json", field="data.eval").field == "data.eval"
 
 
-def test_a_file_too_large_for_memory(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_memory(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_BYTES", 1000)
-    assert "too large" in str(refusal(write("a.jsonl", ROW * 100)))
-    assert "too large" in str(refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9, mtime=0))))
+    assert len(dataset.load(write("a.jsonl", ROW * 100), strict=True).examples) == 100
+    assert len(dataset.load(write("a.json", f"[{','.join([ROW] * 100)}]"), strict=True).examples) == 100
+    squad = json.dumps({"data": [{"paragraphs": [{"context": "x" * 2000, "qas": []}]}]}, indent=1)
+    assert "too large" in str(refusal(write("squad.json", squad)))
+    monkeypatch.setattr(readers, "MAX_LINE", 1000)
+    assert "Line 3 of b.jsonl is longer" in str(refusal(write("b.jsonl", ROW * 2 + "x" * 5000)))
+    assert "Line 1 of bomb.jsonl.gz is longer" in str(
+        refusal(write("bomb.jsonl.gz", gzip.compress(b"0" * 1_000_000, 9, mtime=0)))
+    )
+
+
+def test_a_list_is_read_in_pieces(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a piece ends, the rows and the places of mistakes are the same."""
+    rows = [{"prompt": 'a \\ " é' * n, "completion": n, "more": [n, {"b": None}]} for n in range(1, 9)]
+    texts = [
+        json.dumps(rows),
+        json.dumps(rows, indent=1),
+        json.dumps(rows, ensure_ascii=False).replace(", {", " ,\n\n{"),
+    ]
+    whole = {}
+    for size in (1, 2, 3, 7, 50, 1_000_000):
+        monkeypatch.setattr(objects, "_PIECE", size)
+        for number, text in enumerate(texts):
+            assert list(dataset.read_rows(write("a.json", text))) == rows, (size, number)
+            for at in range(40, len(text) - 1, 41):
+                try:
+                    found = str([list(dataset.read_rows(write("b.json", text[:at] + "}" + text[at:])))])
+                except Problem as problem:
+                    found = str(problem.facts | {"near": ""})
+                assert whole.setdefault((number, at), found) == found, (size, number, at)
 
 
 @pytest.mark.skipif(os.name != "posix" or not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -544,36 +590,6 @@ def test_labels_of_a_data_set(write: Any) -> None:
     )
     assert dataset.load(write("b.jsonl", '{"text": "Hi", "labels": ["a", "b"]}\n')).labels is None
     assert dataset.load(write("c.jsonl", ROW)).labels is None
-
-
-# ---- overlap --------------------------------------------------------------------------------------------------------
-
-
-def test_rows_that_are_in_both_are_found_by_content(write: Any) -> None:
-    train = dataset.load(write("a.jsonl", ROW.replace("Hi", "Ho") + "{oops\n" + ROW + ROW))
-    held = dataset.load(write("b.jsonl", ROW.replace("Hi", " HI\\n") + ROW.replace("Hello", "Hell o") + ROW))
-    assert dataset.find_overlap(train, held) == [(3, 1), (3, 3)]
-    assert dataset.find_overlap(held, train) == [(1, 3), (1, 4)]
-    assert dataset.find_overlap(train.chosen([0]), held) == []
-    assert dataset.find_overlap(train.chosen([2]), held.chosen([1, 2])) == [(4, 3)]
-
-
-def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:
-    train = dataset.load(write("a.csv", "text,label\nSTRASSE  is\tcafe\u0301,a\nother,a\n"))
-    held = dataset.load(write("b.csv", "text,label\nstra\u00dfe is café,b\nthe other,a\n"))
-    assert dataset.find_overlap(train, held) == [(1, 1)]
-    texts = dataset.load(write("c.txt", "Other\n"))
-    assert dataset.find_overlap(train, texts) == [(2, 1)]
-
-
-def test_a_question_is_the_same_with_another_answer_and_not_about_another_text(write: Any) -> None:
-    asked = '{"context": "%s", "question": "Who?", "answers": ["%s"]}\n'
-    train = dataset.load(write("a.jsonl", asked % ("Ann and Bo", "Ann")))
-    held = dataset.load(write("b.jsonl", asked % ("Ann and Bo", "Bo") + asked % ("Ann and Cy", "Ann")))
-    assert dataset.find_overlap(train, held) == [(1, 1)]
-    # Where one text ends and the next begins makes a difference.
-    turned = dataset.load(write("c.jsonl", '{"context": "and Bo", "question": "Who? Ann", "answers": ["Bo"]}\n'))
-    assert dataset.find_overlap(train, turned) == []
 
 
 # ---- hub ------------------------------------------------------------------------------------------------------------

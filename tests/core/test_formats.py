@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -20,6 +22,9 @@ SPOKEN = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 SQUAD = {"id": "1", "context": "It rained.", "question": "What fell?", "answers": {"text": ["rain", "water"]}}
 HELLO = (Message("user", "Hi"), Message("assistant", "Hello"))
 RAIN = (Message("user", "It rained.\n\nWhat fell?"), Message("assistant", "rain"))
+WORSE = (Message("user", "Hi"), Message("assistant", "Go"))
+BAD = {"role": "assistant", "content": "Go"}
+SHORT = Message("system", "Be brief.")
 READ = {"question": "What fell?", "context": "It rained."}
 
 # The row, the format that it has, the example that it is.
@@ -58,6 +63,22 @@ SHAPES: list[tuple[dict[str, Any], str, Example]] = [
     ({"text": "Hi", "labels": '["b", "a"]'}, "labels", Example(text="Hi", labels=("b", "a"), several=True)),
     ({"text": "Hi", "labels": []}, "labels", Example(text="Hi", labels=(), several=True)),
     ({"text": "Once upon a time"}, "text", Example(text="Once upon a time")),
+    ({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"instruction": "Add", "input": "1 and 2", "chosen": "3", "rejected": 4, "system": "Be brief."}, "preference",
+     Example((SHORT, Message("user", "Add\n1 and 2"), Message("assistant", "3")),
+             rejected=Example((SHORT, Message("user", "Add\n1 and 2"), Message("assistant", "4"))))),
+    ({"conversations": SPOKEN[:1], "chosen": SPOKEN[1], "rejected": {"from": "gpt", "value": "Go"}}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [BAD]}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"prompt": "Hi", "chosen": TURNS, "rejected": [TURNS[0], BAD]}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"chosen": json.dumps(TURNS), "rejected": json.dumps([TURNS[0], BAD])}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"chosen": "Hello", "rejected": '{"content": '}, "preference", Example(text="Hello", rejected=Example(text='{"content": '))),
+    ({"input": "Hi", "chosen": "Hello", "rejected": "Go"}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"prompt": "Hi", "completion": "Hello", "label": True}, "judgement", Example(HELLO, good=True)),
+    ({"prompt": "Hi", "completion": "Go", "label": "False"}, "judgement", Example(WORSE, good=False)),
+    ({"question": "Hi", "answer": "Hello", "label": 1}, "judgement", Example(HELLO, good=True)),
+    ({"messages": [TURNS[0], BAD], "kto_tag": "no"}, "judgement", Example(WORSE, good=False)),
+    ({"question": "Hi", "answer": "Hello", "label": "greeting"}, "completion", Example(HELLO)),
+    ({"text": "Hi", "label": True}, "labels", Example(text="Hi", labels=("true",))),
 ]  # fmt: skip
 
 
@@ -71,8 +92,12 @@ def test_a_row_is_recognised_and_read(row: dict[str, Any], name: str, example: E
 
 def test_every_format_is_a_file_and_is_tried_above() -> None:
     files = {path.stem for path in Path(formats.__file__).parent.glob("[a-z]*.py")}
-    assert {name for _, name, _ in SHAPES} == set(formats.formats()) - {"template"}  # chosen, never recognised
-    assert files - set(formats.formats()) == {"preference"}  # recognised only to be refused
+    assert {name for _, name, _ in SHAPES} == files - {
+        "template",
+        "chosen",
+        "good",
+    }  # a user's choice, never recognised
+    assert files == set(formats.formats())
 
 
 @pytest.mark.parametrize("name", formats.formats())
@@ -170,13 +195,6 @@ def test_a_template_can_play_other_roles() -> None:
 @pytest.mark.parametrize(
     ("row", "columns", "format", "field", "words"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {}, "auto", "data.columns", ["completion=chosen"]),
-        ({"chosen": TURNS, "rejected": TURNS}, {}, "auto", "data.columns", ["messages=chosen"]),
-        ({"chosen": "b", "rejected": "c"}, {}, "auto", "data.columns", ["text=chosen"]),
-        ({"messages": TURNS, "label": True}, {}, "auto", "data.format", ["label says", "format messages"]),
-        ({"prompt": "a", "completion": "b", "label": False}, {}, "auto", "data.format", ["format completion"]),
-        ({"prompt": "a", "completion": "b", "label": "TRUE"}, {}, "auto", "data.format", ["format completion"]),
-        ({"prompt": "a", "completion": "b", "label": "False"}, {}, "auto", "data.format", ["format completion"]),
         ({"foo": 1, "bar": 2}, {}, "auto", "data.columns", ["not recognised", "foo, bar", "prompt"]),
         ({"foo": 1}, {"prompt": "fooo"}, "auto", "data.columns", ["no column fooo", "foo"]),
         ({"foo": 1}, {"text": "foo"}, "alpaca", "data.columns", ["alpaca has no text", "instruction"]),
@@ -194,7 +212,7 @@ def test_a_template_can_play_other_roles() -> None:
         ({"foo": 1}, {"text": "foo", "completion": "foo", "prompt": "foo"}, "template", "data.columns", ["text alone"]),
         ({"foo": 1}, {"text": "foo", "system": "foo"}, "template", "data.columns", ["text alone"]),
         ({"foo": 1}, {"label": "{foo}"}, "template", "data.columns", ["template has no label"]),
-        ({"prompt": "a", "chosen": "b"}, {}, "preference", "data.format", ["no format preference"]),
+        ({"prompt": "a", "chosen": "b"}, {}, "preference", "data.format", ["needs a column for rejected"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_refused_with_a_way_out(
@@ -207,19 +225,46 @@ def test_what_cannot_be_trained_on_is_refused_with_a_way_out(
         assert word in str(caught.value)
 
 
-def test_the_way_out_is_one() -> None:
-    """What a refusal tells to set, set, works."""
-    table, judged = {"text": "Hi", "label": "Hello"}, {"messages": TURNS, "label": True}
-    pairs = {"chosen": TURNS, "rejected": TURNS}
-    spoken = {"conversations": SPOKEN[:1], "chosen": SPOKEN[1], "rejected": SPOKEN[1]}
-    for row, columns, format in (
-        (table, {"prompt": "text", "completion": "label"}, "auto"),
-        (judged, {}, "messages"),
-        (pairs, {"messages": "chosen"}, "auto"),
-        (spoken, {"prompt": "conversations", "completion": "chosen"}, "auto"),
-    ):  # fmt: skip
-        found = formats.recognise([row], columns, format)
-        assert found.format.read(row, found.columns) == Example(HELLO)
+PREFERENCES = [row for row, name, _ in SHAPES if name == "preference"]
+JUDGEMENTS = [row for row, name, _ in SHAPES if name == "judgement"]
+
+
+@pytest.mark.parametrize("row", PREFERENCES)
+def test_the_chosen_answers_alone(row: dict[str, Any]) -> None:
+    """The format that is offered reads what was recognised, by the same columns, and what it reads can be learned."""
+    seen = formats.recognise([row])
+    found = formats.recognise([row], seen.columns, "chosen")
+    whole, chosen = seen.format.read(row, seen.columns), found.format.read(row, found.columns)
+    assert chosen == replace(whole, rejected=None) == formats.find("chosen").read(row, {"chosen": "chosen"})
+    assert whole.judged and not chosen.judged and "rejected" not in found.unused
+
+
+@pytest.mark.parametrize("row", JUDGEMENTS)
+def test_the_good_answers_alone(row: dict[str, Any]) -> None:
+    seen = formats.recognise([row])
+    found = formats.recognise([row], seen.columns, "good")
+    whole, good = seen.format.read(row, seen.columns), found.format.read(row, found.columns)
+    assert whole.judged and good == (replace(whole, good=None) if whole.good else None)
+
+
+def test_an_answer_is_not_its_own_prompt() -> None:
+    row = {"messages": [TURNS[0], BAD], "label": False, "input": "x"}
+    assert formats.recognise([row]).columns == {"answer": "messages", "good": "label", "input": "input"}
+    said = {"prompt": "messages", "answer": "messages"}
+    assert formats.recognise([row], said).columns == {**said, "good": "label", "input": "input"}
+
+
+def test_judged_rows_under_names_of_their_own() -> None:
+    row = {"q": "Hi", "a": "Hello", "b": "Go", "ok": "maybe"}
+    found = formats.recognise([row], {"prompt": "q", "chosen": "a", "rejected": "b"})
+    assert found.format.name == "preference" and found.format.read(row, found.columns).rejected == Example(WORSE)
+    found = formats.recognise([row], {"prompt": "Say {q}", "answer": "a", "good": "ok"}, "judgement")
+    with pytest.raises(Problem, match="ok says neither yes nor no: it is 'maybe'"):
+        found.format.read(row, found.columns)
+    assert found.format.read(row | {"ok": 0}, found.columns).messages[0].content == "Say Hi"
+    for odd in ({"chosen": "a", "rejected": " "}, {"chosen": [], "rejected": "b"}):
+        with pytest.raises(Problem, match=r"is empty|of type list"):
+            formats.find("preference").read(odd, {"chosen": "chosen", "rejected": "rejected"})
 
 
 def test_one_odd_row_does_not_decide_for_all() -> None:

@@ -51,6 +51,21 @@ def test_a_row_of_another_shape_is_refused_with_the_task_that_fits(name: str) ->
         assert f"fits {', '.join(objectives.fitting(example))}" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", objectives.catalogue())
+def test_judged_answers_are_learned_by_no_task_without_a_word(name: str) -> None:
+    task, text = objectives.find(name), Example(text="x")
+    worse = Example((TALK[0], Message("assistant", "Go")))
+    judged = {
+        "chosen": [Example(TALK, rejected=worse), Example(text="x", rejected=text)],
+        "good": [Example(TALK, good=True), Example(TALK, good=False), Example(text="x", good=True)],
+    }
+    for format, examples in judged.items():
+        for example in examples:
+            with pytest.raises(Problem, match=f"not possible yet.* choose the format {format}") as caught:
+                task.spell(example, None, None)  # type: ignore[arg-type]
+            assert caught.value.field == "data.format"
+
+
 def test_facts_restore_the_task() -> None:
     fitted = Classification().fitted([label("b"), label("a", several=True), label("10"), label("9")])
     assert (fitted.labels, fitted.several) == (("9", "10", "a", "b"), True)

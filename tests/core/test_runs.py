@@ -243,6 +243,10 @@ def test_paths_mean_the_same_from_every_folder(home: Path, tmp_path: Path, monke
     assert made.config().data.train == str(tmp_path / "rows.jsonl")
     assert made.config().model.name == "playground"
     assert made.title == Config.read({"data": {"train": "rows.jsonl"}}).title
+    several = runs.create(Config.read({"data": {"train": "rows.jsonl; someone/rows;rows.jsonl", "eval": "x" * 5000}}))
+    there = str(tmp_path / "rows.jsonl")
+    assert several.config().data.train == f"{there};someone/rows;{there}"
+    assert several.config().data.eval == "x" * 5000  # no file system takes it: it is told when it is read
     hub = runs.create(Config.read({"data": {"train": "someone/rows"}, "model": {"name": "someone/model"}}))
     assert (hub.config().data.train, hub.config().model.name) == ("someone/rows", "someone/model")
 

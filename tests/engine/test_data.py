@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ground import FAMILIES
 
 from core import presets
 from core.config import ModelSettings
-from core.engine.data import Reader, Tokens, collate, count_targets, order_rows
+from core.engine.data import Reader, Tokens, collate
 from core.engine.inspection import inspect
 from core.engine.model import end_token_ids, load_model
+from core.engine.rows import order_rows
 from core.formats import Message
 from core.objectives import Row
 from core.problem import Problem
@@ -229,9 +231,9 @@ def test_what_becomes_of_a_conversation_that_is_too_long(llama: Path) -> None:
         assert spell(len(whole.ids), way) == [whole]
     assert spell(len(whole.ids) - 1, "cut")[0].ids == whole.ids[:-1]
     # The system prompt stays in front; as much of the end as has room.
-    assert spell(len(whole.ids) - 1, "oldest") == [last_two]
-    assert spell(len(last_two.ids), "oldest") == [last_two]
-    assert spell(len(last_two.ids) - 1, "oldest") == [parts[2]]
+    assert spell(len(whole.ids) - 1, "oldest") == [replace(last_two, left_out=len(whole.ids) - len(last_two.ids))]
+    assert spell(len(last_two.ids), "oldest") == [replace(last_two, left_out=len(whole.ids) - len(last_two.ids))]
+    assert spell(len(last_two.ids) - 1, "oldest") == [replace(parts[2], left_out=len(whole.ids) - len(parts[2].ids))]
     # Every exchange is in one row, in as few rows as hold them.
     first_two = free.spell_conversation(system + turns(*said[:4]), "answers")[0]
     assert spell(len(whole.ids) - 1, "split") == [first_two, parts[2]]
@@ -248,7 +250,9 @@ def test_what_becomes_of_a_conversation_that_is_too_long(llama: Path) -> None:
     open_ended = (*talk, Message("user", "colour"))
     assert spell(longest, "split", open_ended) == parts
     assert [row.ids for row in spell(5, "oldest", open_ended)] == [parts[2].ids[:5]]
-    assert spell(len(whole.ids) - 1, "oldest", open_ended) == [last_two]
+    assert spell(len(whole.ids) - 1, "oldest", open_ended) == [
+        replace(last_two, left_out=len(whole.ids) - len(last_two.ids))
+    ]
 
 
 def test_raw_text_begins_and_ends(llama: Path) -> None:
@@ -287,7 +291,7 @@ def test_text_begins_as_the_tokenizer_begins(llama: Path) -> None:
 
 
 def test_first_token_is_never_a_target() -> None:
-    assert count_targets(Row([1, 2, 3], [True, False, True])) == 1
+    assert Row([1, 2, 3], [True, False, True]).targets == 1
     batch = collate([Row([1, 2, 3], [True, False, True])], 0, pack=None)
     assert batch.targets.tolist() == [3]
     assert batch.where.tolist() == [[False, True, False]]
@@ -326,13 +330,13 @@ def test_packed_padded_and_alone_are_the_same(family: Callable[[str], Path], nam
             assert batch.input_ids.shape[0] == 2
             # The longest first, each into the first sequence with room: 14 + 6 and 9 + 4.
             order = [2, 3, 0, 1]
-            apart = torch.split(alone, [count_targets(row) for row in rows])
+            apart = torch.split(alone, [row.targets for row in rows])
             wanted = [collate([rows[i]], 0, pack=None).targets for i in order]
             assert batch.targets.tolist() == torch.cat(wanted).tolist()
             packed = reader.logits(model, batch)
             assert torch.allclose(packed, torch.cat([apart[i] for i in order]), atol=1e-4)
         everywhere = model(input_ids=torch.tensor([rows[0].ids])).logits[0, :-1]
-        assert torch.allclose(alone[: count_targets(rows[0])], everywhere[torch.tensor(rows[0].trained[1:])], atol=1e-4)
+        assert torch.allclose(alone[: rows[0].targets], everywhere[torch.tensor(rows[0].trained[1:])], atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -374,7 +378,7 @@ def test_a_data_set_is_counted_as_training_would(llama: Path, tmp_path: Path) ->
     lengths = [len(row.ids) for row in kept]
     assert lengths[1] == 32 > lengths[2] > lengths[0]
     assert (told["tokens"], told["longest"], told["median"]) == (sum(lengths), 32, lengths[2])
-    assert told["trained_tokens"] == sum(count_targets(row) for row in kept)
+    assert told["trained_tokens"] == sum(row.targets for row in kept)
     # By their numbers in the file, though the first row is no example.
     (bad, told_refused) = told["problems"]
     assert "1 of 6" in bad or "row 1" in bad.lower()

@@ -106,7 +106,7 @@ def test_what_is_shown_is_what_is_trained(
     expected = Counter(
         fingerprint(row["ids"], row["learned"])
         for row in shown
-        if not row["aside"] and "unlearned" not in row["findings"]
+        if not row["aside"] and not {"unlearned", "dropped"} & set(row["findings"])
     )
     assert trained == expected and len(batched) == report["train_rows"] > 3
     started = next(event for event in run.metrics().events if event["event"] == "started")
@@ -117,7 +117,10 @@ def test_what_is_shown_is_what_is_trained(
     if task in ("chat", "classification") and method == "lora" and too_long != "drop":
         assert any(row["lost"] for row in shown), "some rows are longer than they may be"
     if too_long == "drop":
-        assert report["dropped_rows"] == started["dropped_rows"] > 0 and not any(row["lost"] for row in shown)
+        dropped = [row for row in shown if "dropped" in row["findings"]]
+        assert report["dropped_rows"] == started["dropped_rows"] == len(dropped) > 0
+        assert [bool(row["lost"]) for row in shown] == [row in dropped for row in shown]
+        assert not any(row["ids"] for row in dropped) and max(len(row["lost"]) for row in dropped) > 48
     numbers = [row["number"] for row in shown]
     assert (len(set(numbers)) < len(numbers)) == (too_long == "split" or task in ("text", "extractive_qa"))
 
@@ -182,6 +185,118 @@ def test_rows_set_aside_are_found_among_the_trained_wherever_they_stand(
     both = [number for number in aside if (number + 10 if number <= 10 else number - 10) not in aside]
     assert found["overlap"] == both != [] and len(aside) == 4
     assert any(number <= 10 for number in both)
+
+
+def test_rows_are_left_out_for_what_was_found(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:
+    """A remedy, taken, leaves exactly the named rows out of the training, and of the evaluation."""
+    rows = [{"text": f"the cat {n}", "label": "ab"[n % 2]} for n in range(20)]
+    worse = [
+        {"text": "The cat, 4!", "label": "a"},
+        {"text": "the cat 5", "label": "a"},
+        {"text": "cafÃ© ole", "label": "b"},
+    ]
+    train = write(tmp_path / "train.jsonl", rows + worse)
+    held = write(tmp_path / "held.jsonl", [{"text": "The CAT 7", "label": "b"}, {"text": "mat", "label": "a"}])
+    report = look(train, family("bert"), "classification", data__eval=str(held))
+    found = {one["name"]: one for one in report["findings"]}
+    names = ["conflict", "overlap", "duplicate", "mojibake"]
+    assert {name: found[name]["rows"] for name in names} == {
+        "conflict": [22], "overlap": [1], "duplicate": [21, 22], "mojibake": [23],
+    }  # fmt: skip
+    changes: dict[str, Any] = {}
+    for name in names:
+        there = {
+            one["name"]: one
+            for one in look(train, family("bert"), "classification", data__eval=str(held), **changes)["findings"]
+        }
+        if name in there:
+            (remedy,) = there[name]["remedies"]
+            changes = {key.replace(".", "__"): value for key, value in remedy.items()}
+    out = tmp_path / "look"
+    told = look(train, family("bert"), "classification", out, data__eval=str(held), **changes)
+    left = {one["name"]: one for one in told["findings"]}
+    assert not set(names) & set(left) and left["left_out"]["count"] == told["left_out_rows"] == 4
+    assert left["left_out"]["remedies"] == [{"data.leave_out": []}]
+    assert (told["train_rows"], told["aside_rows"], told["trained_rows"]) == (20, 1, 21)
+    gone = [(row["aside"], row["number"]) for row in rows_in(out) if "left_out" in row["findings"]]
+    assert gone == [(False, 21), (False, 22), (False, 23), (True, 1)]
+    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    run = runs.create(
+        presets.load(
+            "classification",
+            settings | {
+                "data.train": str(train), "data.eval": str(held), "model.name": str(family("bert")), "train.max_steps": 1,
+                "train.batch_size": 2,
+            },
+        )
+    )  # fmt: skip
+    worker.work(run)
+    (started,) = [event for event in run.metrics().events if event["event"] == "started"]
+    assert (started["rows"], started["eval_rows"]) == (20, 1)
+
+
+def test_preferences_are_counted_and_not_trained(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [{"prompt": "what", "chosen": f"the cat {n % 3}", "rejected": "cafÃ©"} for n in range(4)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = look(path, family("llama"), folder=tmp_path / "look", data__eval_fraction=0.0)
+    found = {one["name"]: (one["severity"], one["count"], one["rows"]) for one in report["findings"]}
+    assert found["judged"] == ("stop", 4, [1, 2, 3, 4]) and found["duplicate"][2] == [4] and found["mojibake"][1] == 4
+    assert (report["format"], report["rows"], report["tokens"], report["starts"]) == ("preference", 4, 0, False)
+    assert report["turns"] == {"1": 4} and rows_in(tmp_path / "look") == []
+    done = run_core(home, "check-data", path, "--model", family("llama"), check=False)
+    assert done.returncode == 2 and "[stop] Rows that say how good an answer is: 4." in done.stdout
+    chosen = look(path, family("llama"), data__format="chosen", data__eval_fraction=0.0)
+    assert chosen["starts"] and chosen["train_rows"] == 4
+
+
+def test_nothing_is_left_when_all_is_left_out(family: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [talk("a", "cafÃ© ole") for _ in range(4)])
+    with pytest.raises(Problem, match="No row is left to train on: all have mojibake") as caught:
+        look(path, family("llama"), data__eval_fraction=0.0, data__leave_out=["mojibake"])
+    assert caught.value.field == "data.leave_out"
+
+
+def test_labels_on_one_side_alone(family: Callable[[str], Path], tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [{"text": f"the cat {n}", "label": "abc"[n % 3]} for n in range(9)])
+    held = write(tmp_path / "held.jsonl", [{"text": f"mat {n}", "label": "abd"[n % 3]} for n in range(6)])
+    report = look(train, family("bert"), "classification", data__eval=str(held))
+    found = {one["name"]: (one["severity"], one["count"]) for one in report["findings"]}
+    assert found["unlearned_label"] == ("warn", 2) and found["unmeasured_label"] == ("note", 3)
+    same = look(train, family("bert"), "classification", data__eval=str(train))
+    assert not {"unlearned_label", "unmeasured_label"} & {one["name"] for one in same["findings"]}
+
+
+def test_what_long_rows_lose_is_said_however_they_lose_it(family: Callable[[str], Path], tmp_path: Path) -> None:
+    turns = [turn for n in range(6) for turn in talk(f"what {n}", "the cat sat")["messages"]]
+    path = write(tmp_path / "rows.jsonl", [{"messages": turns}, talk("a", "sat")])
+    changes = {"data__max_length": 40, "data__eval_fraction": 0.0}
+    found = {one["name"]: one for one in look(path, family("llama"), data__too_long="oldest", **changes)["findings"]}
+    assert found["shortened"]["rows"] == [1] and {"data.max_length": 64} in found["shortened"]["remedies"]
+    report = look(path, family("llama"), data__too_long="drop", **changes)
+    found = {one["name"]: one for one in report["findings"]}
+    assert found["dropped"]["rows"] == [1] and {"data.max_length": 64} in found["dropped"]["remedies"]
+    assert sum(report["lengths"]["counts"]) == 2 and report["trained_rows"] == 1
+    pairs = [{"source": "the cat", "target": "sat on the mat " * 9}, {"source": "the cat", "target": "sat"}]
+    report = look(
+        write(tmp_path / "pairs.jsonl", pairs), family("t5"), "seq2seq", data__max_length=24, data__eval_fraction=0.0
+    )
+    found = {one["name"]: one for one in report["findings"]}
+    assert found["cut_answer"]["rows"] == [1]
+    assert max(report["lengths"]["edges"]) <= 48  # an answer is not counted together with what it answers
+
+
+def test_a_token_that_fills_up_and_ends_is_said(family: Callable[[str], Path], tmp_path: Path) -> None:
+    import shutil
+
+    path = write(tmp_path / "rows.jsonl", [talk("a", "sat")] * 3)
+    model = Path(shutil.copytree(family("llama"), tmp_path / "model"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    names = []
+    for pad in (settings["eos_token"], settings.get("unk_token") or "<unk>"):
+        (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": pad}))
+        report = look(path, model, data__eval_fraction=0.0)
+        names.append({one["name"]: one["count"] for one in report["findings"]})
+    assert names[0]["pad_is_end"] == 3 and "pad_is_end" not in names[1]
 
 
 def test_templates_that_drop_the_system_prompt_or_never_end(family: Callable[[str], Path], tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from core.engine import checkpoint as checkpoints
 from core.engine import loop, worker
 from core.engine.adapt import Adapted, Weights
 from core.engine.chat import Speaker
-from core.engine.data import Reader, Rows, Tokens, order_rows
+from core.engine.data import Reader, Tokens
 from core.engine.evaluate import Measured, measure
 from core.engine.generate import GREEDY
 from core.engine.model import end_token_ids, load_model
 from core.engine.optim import learning_rate
+from core.engine.rows import Rows, order_rows
 from core.formats import Message
 from core.objectives import Row
 from core.problem import Problem
@@ -544,11 +545,13 @@ def test_the_measured_loss_is_the_mean_over_all_targets(
         assert evals[6] == pytest.approx(mean_loss(), rel=1e-4)
     assert evals[6] != pytest.approx(evals[0], rel=1e-2)
 
-    reader = Reader(model, packing=True)
+    reader, rows = Reader(model, packing=True), Rows()
+    for row in spelled(family("llama"), path):
+        rows.add(row, 0)
     for training in (False, True):
         model.train(training)
         loss = measure(
-            model, reader, objectives.find("chat"), Rows(spelled(family("llama"), path)), pad=0, batch_size=4, pack=64,
+            model, reader, objectives.find("chat"), rows, pad=0, batch_size=4, pack=64,
             device=torch.device("cpu"), autocast=torch.no_grad,
         ).loss  # fmt: skip
         assert loss == pytest.approx(evals[0], rel=1e-4)

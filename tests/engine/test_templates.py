@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from core import formats
 from core.dataset import load
 from core.engine.data import Tokens
+from core.engine.spelling import Spelling
 from core.formats import Example, Message
 from core.objectives import Row
 from core.problem import Problem
@@ -598,3 +599,51 @@ def test_an_answer_that_a_template_changes_is_no_row(speller: Speller) -> None:
         )
         with pytest.raises(Problem, match="does not say where the answer begins"):
             tokens.spell_conversation((Message("user", "Hi"), Message("assistant", "the cat sat")), "answers")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_beginning_of_a_text_is_spelled_as_it_is_alone(name: str, speller: Speller) -> None:
+    tokens = speller(name)
+    roles = [
+        Message("user", " the  cat\n\n"),
+        Message("assistant", "sat <b> on\nthe mat. "),
+        Message("user", "é 日本?"),
+    ]
+    text = render(tokens, [*roles, Message("assistant", "Hello")])
+    spelled = Spelling(text, tokens.speller)
+    assert spelled.ids == ids_of(tokens, text)
+    for place in range(len(text) + 1):
+        assert spelled.until(place) == ids_of(tokens, text[:place]), (place, text[:place])
+
+
+def test_special_tokens_that_are_spelled_apart_are_used(speller: Speller) -> None:
+    marks = {}
+    for name in FAMILIES:
+        tokens = speller(name)
+        text = render(tokens, [Message("user", "the cat"), Message("assistant", "sat")])
+        marks[name] = len(tokens.speller.find_marks(text, tokens.encode(text)))
+    assert marks["chatml"] >= 3 and marks["llama3"] >= 5
+    assert marks["phi3"] == 0  # a token that swallows what is behind it cuts nothing in two
+
+
+def test_a_token_that_the_tokenizer_does_not_cut_at_is_not_trusted(speller: Speller) -> None:
+    tokens = speller("chatml")
+    text = render(tokens, [Message("user", "the cat"), Message("assistant", "sat")])
+    ids = tokens.encode(text)
+    assert tokens.speller.find_marks(text, ids)
+    assert not tokens.speller.find_marks(text + "<|im_end|>", ids)
+    assert not tokens.speller.find_marks(text, ids[::-1])
+
+
+def test_a_space_that_is_put_before_the_first_word_alone(speller: Speller) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<|im_start|>", "<|im_end|>"], vocab_size=120)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>"), 4096, {2})
+    text = "the cat<|im_start|>the mat<|im_end|> the sky"
+    spelled = Spelling(text, tokens.speller)
+    assert len(tokens.speller.find_marks(text, spelled.ids)) == 2
+    assert tokens.encode("the mat") != tokens.encode("<|im_start|>the mat")[1:]
+    for place in range(len(text) + 1):
+        assert spelled.until(place) == tokens.encode(text[:place]), text[:place]

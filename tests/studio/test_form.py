@@ -188,6 +188,8 @@ def test_names_for_people() -> None:
     assert short_name("/data/0123456789ab-my_data.csv") == "my_data"
     assert short_name("/data/0123456789ab-my_data.xlsx") == "my_data"
     assert short_name("org/model-1.5B") == "model-1.5B"
+    assert short_name("/data/0123456789ab-my_data.csv;sample:style;b.csv") == "my_data + 2"
+    assert short_name("") == "" == short_name(None)
     assert size_of("playground") == "tiny"
     assert size_of("/no/such/folder") == "small"
 

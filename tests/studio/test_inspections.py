@@ -146,7 +146,8 @@ def test_nonsense_from_a_page_does_nothing(page: Inspector, rows: Path) -> None:
         assert page._pick(key, 0, view, None, gr.EventData(None, told)) == gr.skip()
     # A name that no file system takes is a sentence.
     answer = page._look({"source": "a" * 300, "format": "auto", "columns": {}}, Form.fresh().to_memory())
-    assert answer[page.key] == "" and "role='alert'" in answer[page.state]
+    answer = wait(page, answer[page.key])
+    assert answer[page.key] == "" and "There is no file" in answer[page.state] and "role='alert'" in answer[page.state]
     # A stop that nobody asked for, or asked for twice, ends and deletes nothing.
     inspections.shared().stop(inspections.shared()._key)
     (inspections.folder() / "kept").mkdir()

@@ -43,7 +43,7 @@ def _assigned(scope: ast.AST, name: str) -> Iterator[str]:
 def _told(node: ast.Call) -> list[ast.expr]:
     """The arguments of a call that a user reads."""
     name = node.func.id if isinstance(node.func, ast.Name) else ""
-    if name == "Problem":
+    if name in ("Problem", "StillReading"):
         return [
             *node.args[:3],
             *(keyword.value for keyword in node.keywords if keyword.arg in ("what", "there_is", "to_do")),

@@ -3,6 +3,8 @@
 import html
 import json
 import math
+import re
+import secrets
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from core import methods, runs
+from core import formats, methods, runs
 from core.advice import advise
 from core.config import Config
 from core.runs import Metrics, Run
@@ -178,6 +180,189 @@ def test_data_offers_the_columns_of_a_shape_that_it_does_not_know(draw: Any, hom
     assert answer[tab.trouble] == "" and "&lt;b&gt;zwei&lt;/b&gt;" in answer[tab.preview]
 
 
+def _press(tab: Any, answer: Any, way: int = 0) -> Any:
+    """The page after one of the offered ways was pressed."""
+    told = html.unescape(re.findall("data-way='(.*?)'", answer[tab.ways])[way])
+    return tab._take_way(answer[tab.view], gr.EventData(None, {"way": told}))
+
+
+def test_data_proposes_what_unknown_columns_could_be(draw: Any, home: Path) -> None:
+    tab, train = draw(data_tab._Data, "zh"), draw(train_tab._Train)
+    file = home / "mine.csv"
+    rows = "".join(f"The <b>ball</b> number {n} was in the net,{'sport' if n % 2 else 'other'}\n" for n in range(9))
+    file.write_text("body,group\n" + rows, encoding="utf-8")
+    answer = tab._pick(str(file))
+    assert "无法识别这些行的形式" in answer[tab.trouble]
+    assert ">带标签的文本：text = body, label = group<" in answer[tab.ways]
+    view = answer[tab.view]
+    answer = _press(tab, answer)
+    assert answer[tab.trouble] == "" == answer[tab.ways] and "label-chip'>other<" in answer[tab.preview]
+    assert answer[tab.view] == {
+        "source": str(file),
+        "format": "labels",
+        "columns": {"text": "body", "label": "group"},
+        "row": 0,
+    }
+    filled = train._take_data(answer[tab.page.data], *_entries(train, Form.fresh()))
+    assert filled[train.boxes["data.format"]] == "labels" and filled[train.memory]["task"] == "classification"
+    assert filled[train.boxes["data.columns"]] == "text = body\nlabel = group"
+    for nonsense in (*NONSENSE, "{}", "[]", "3", '{"format": "auto"}', '{"format": [], "columns": 7}', "[" * 9000):
+        for told in (nonsense, {"way": nonsense}):
+            assert tab._take_way(view, gr.EventData(None, told)) == gr.skip()
+        tab._take_way(nonsense, gr.EventData(None, {"way": '{"format": "text"}'}))
+
+
+def test_each_button_does_what_it_says(draw: Any, home: Path) -> None:
+    """Once the page has guessed a format for the fields below, the same rows would be offered in another order."""
+    tab = draw(data_tab._Data)
+    rows = [{"a": f"Short {n}", "b": f"A much longer text {n}", "my_label": "xy"[n % 2]} for n in range(9)]
+    answer = tab._pick(_write(home / "a.jsonl", *rows))
+    said = re.findall("data-way='.*?'>(.*?)<", answer[tab.ways])
+    assert len(said) == 4 and said[0].startswith("Texts with labels")
+    for way, says in enumerate(said):
+        view = _press(tab, answer, way)[tab.view]
+        mapped = ", ".join(f"{role} = {column}" for role, column in view["columns"].items())
+        assert says == f"{formats.find(view['format']).title}: {mapped}"
+
+
+def test_data_proposes_the_column_that_a_chosen_format_lacks(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    view = tab._pick(
+        _write(home / "a.jsonl", *[{"instruction": f"Say {n}", "said": f"It is so {n}"} for n in range(5)])
+    )
+    answer = tab._choose_format(view[tab.view], "alpaca")
+    assert "needs a column for output" in answer[tab.trouble] and "output = said" in answer[tab.ways]
+    answer = _press(tab, answer)
+    assert answer[tab.page.data]["format"] == "alpaca" and "It is so 0" in answer[tab.preview]
+
+
+def _upload(name: str, *rows: Any) -> str:
+    """A file as the page sends it."""
+    from gradio.utils import get_upload_folder
+
+    folder = Path(get_upload_folder()) / secrets.token_hex(4)
+    folder.mkdir(parents=True)
+    return _write(folder / name, *rows)
+
+
+def _named(count: int, mark: str) -> list[dict[str, Any]]:
+    return [{"prompt": f"{mark} {n}", "completion": f"Hello {n}"} for n in range(count)]
+
+
+def test_several_files_are_one_data_set_and_bad_ones_are_named(draw: Any, home: Path) -> None:
+    tab, train = draw(data_tab._Data), draw(train_tab._Train)
+    bad = [
+        _upload("weights.bin", {}),
+        _upload("<b>none.jsonl"),
+        _upload("blank.jsonl", {"prompt": "a", "completion": ""}),
+    ]
+    files = [_upload("one.jsonl", *_named(3, "one")), bad[0], _upload("two.jsonl", *_named(4, "two")), *bad[1:]]
+    answer = tab._take_file(files)
+    assert answer[tab.file] is None and answer[tab.trouble] == ""
+    said = answer[tab.left_out]
+    assert "Not taken" in said and "<b>weights.bin</b>" in said and "refused" in said
+    assert "&lt;b&gt;none.jsonl" in said and "is empty" in said and "<b>blank.jsonl</b>" in said
+    assert [path.name[13:] for path in sorted((home / "data").iterdir(), key=lambda one: one.name[13:])] == [
+        "one.jsonl",
+        "two.jsonl",
+    ]
+    listed, view = answer[tab.listed], answer[tab.view]
+    assert listed.count("<tr>") == 3 and "<td>one</td><td>Prompt and completion</td><td class='number'>3</td>" in listed
+    assert "one + 1" in answer[tab.recognised] and "of 7" in answer[tab.preview] and answer[tab.more]["visible"]
+    # More of them later.
+    answer = tab._add_files(view, [_upload("three.jsonl", *_named(5, "three")), _upload("x.zip", {})])
+    assert answer[tab.listed].count("<tr>") == 4 and "of 12" in answer[tab.preview] and "x.zip" in answer[tab.left_out]
+    # One is taken away, and stays among the uploads.
+    view = answer[tab.view]
+    answer = tab._take_away(view, gr.EventData(None, {"away": "0"}))
+    assert "of 9" in answer[tab.preview] and "<td>one</td>" not in answer[tab.listed] and answer[tab.left_out] == ""
+    assert len(list((home / "data").iterdir())) == 3
+    # Train takes them, and has a word for them.
+    handed = tab._use(answer[tab.view])[tab.page.data]
+    filled = train._take_data(handed, *_entries(train, Form.fresh()))
+    assert ("two + 1", handed["train"]) in filled[train.boxes["data.train"]]["choices"]
+    train._start("0123456789abcdef", *_entries(train, Form.from_memory(filled[train.memory])))
+    assert [run.config().data.train for run in runs.all_runs()] == [handed["train"]]
+    view = answer[tab.view]
+    answer = tab._take_away(view, gr.EventData(None, {"away": "1"}))
+    assert answer[tab.listed] == "" and "of 4" in answer[tab.preview]
+    for nonsense in (*NONSENSE, "7", "-1", "99999"):
+        assert tab._take_away(view, gr.EventData(None, {"away": nonsense})) == gr.skip()
+        assert tab._take_away(answer[tab.view], gr.EventData(None, {"away": "0"})) == gr.skip()
+
+
+def test_files_of_two_shapes_stay_in_the_list_until_one_is_taken_away(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    answer = tab._take_file(
+        [_upload("a.jsonl", *_named(3, "a")), _upload("b.jsonl", *LABELLED), _upload("c.jsonl", {"x": "y", "z": "w"})]
+    )
+    assert "not of one shape" in answer[tab.trouble] and answer[tab.use]["interactive"] is False
+    assert "Texts with labels" in answer[tab.listed] and "not recognised" in answer[tab.listed]
+    for number in ("2", "1"):
+        answer = tab._take_away(answer[tab.view], gr.EventData(None, {"away": number}))
+    assert answer[tab.trouble] == "" and answer[tab.use]["interactive"] is True
+
+
+def test_one_file_alone_is_kept_with_what_is_wrong(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    answer = tab._take_file([_upload("blank.jsonl", {"prompt": "a", "completion": ""})])
+    assert "completion is empty" in answer[tab.trouble] and answer[tab.left_out] == "" == answer[tab.listed]
+    answer = tab._take_file([_upload(f"{n}.jsonl", *_named(1, "a")) for n in range(52)])
+    assert answer[tab.listed].count("data-away") == 50 and answer[tab.left_out].count("too many files") == 2
+
+
+CHOSEN = [{"prompt": f"<i>Hi</i> {n}", "chosen": f"Hello {n}", "rejected": f"Go {n}"} for n in range(20)]
+JUDGED = [{"prompt": f"Hi {n}", "completion": f"Hello {n}", "label": n % 4 > 0} for n in range(20)]
+
+
+@pytest.mark.parametrize(("rows", "alone", "left"), [(CHOSEN, "chosen", 20), (JUDGED, "good", 15)])
+def test_judged_rows_are_shown_and_trained_on_after_a_word_alone(
+    draw: Any, home: Path, rows: list[dict[str, Any]], alone: str, left: int
+) -> None:
+    tab, train = draw(data_tab._Data), draw(train_tab._Train)
+    file = _write(home / "judged.jsonl", *rows)
+    answer = tab._pick(file)
+    view = answer[tab.view]
+    assert "is read as" in answer[tab.recognised] and answer[tab.trouble] == ""
+    assert "not possible yet" in answer[tab.ways] and f"the {alone} answers alone" in answer[tab.ways]
+    assert "learned" not in answer[tab.preview] and "<i>" not in answer[tab.preview]
+    assert answer[tab.use]["interactive"] is False and tab._use(view) == gr.skip()
+    # In Train, too, nothing begins without the word, and it is said beside the field.
+    form = Form.fresh()
+    form.shown["data.train"] = file
+    refused = train._start("0123456789abcdef", *_entries(train, form))
+    assert runs.all_runs() == [] and "not possible yet" in refused[train.notes["data.format"]]
+    assert formats.find(alone).title in refused[train.notes["data.format"]]
+    # The word.
+    answer = _press(tab, answer)
+    assert answer[tab.use]["interactive"] is True and answer[tab.ways] == ""
+    assert "Hello" in answer[tab.preview] and "learned" in answer[tab.preview] and "Go" not in answer[tab.preview]
+    assert f"<dd>{left}</dd>" in answer[tab.findings]
+    assert ("left out" in answer[tab.findings]) is (left < 20)
+    filled = train._take_data(answer[tab.page.data], *_entries(train, Form.fresh()))
+    form = Form.from_memory(filled[train.memory])
+    train._start("0123456789abcdef", *_entries(train, form))
+    assert [run.config().data.format for run in runs.all_runs()] == [alone]
+
+
+def test_two_answers_stand_side_by_side_and_one_is_marked(draw: Any, home: Path) -> None:
+    tab = draw(data_tab._Data)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    longer = [*turns, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So <b>it</b> is"}]
+    shown = tab._pick(_write(home / "a.jsonl", {"chosen": longer, "rejected": [*turns, *turns]}))[tab.preview]
+    before, _, answers = shown.partition("class='versus'")
+    assert before.count("class='turn ") == 2 and "And?" not in before
+    chosen, _, rejected = answers.partition("Rejected answer")
+    assert "Chosen answer" in chosen and "And?" in chosen and "So &lt;b&gt;it" in chosen and "Hello" in rejected
+    shown = tab._pick(_write(home / "b.jsonl", {"prompt": "Hi", "chosen": "Same", "rejected": "Same"}))[tab.preview]
+    assert shown.count("Same") == 2
+    shown = tab._pick(_write(home / "c.jsonl", {"chosen": "A story", "rejected": "No story"}))[tab.preview]
+    assert "A story" in shown and "No story" in shown
+    view = tab._pick(_write(home / "d.jsonl", *JUDGED))
+    assert "Bad answer" in view[tab.preview] and "15 · 5" in view[tab.findings]
+    assert "Good answer" in tab._move(view[tab.view], "next")[tab.preview]
+
+
 @pytest.mark.parametrize("value", NONSENSE, ids=[repr(value)[:20] for value in NONSENSE])
 def test_data_answers_nonsense(draw: Any, value: Any) -> None:
     tab = draw(data_tab._Data)
@@ -185,6 +370,8 @@ def test_data_answers_nonsense(draw: Any, value: Any) -> None:
         tab._open(value),
         tab._pick(value),
         tab._take_file(value),
+        tab._take_file([value]),
+        tab._add_files(value, value),
         tab._choose_format(value, value),
         tab._choose_columns(value, value, value),
         tab._use({"source": value}),
@@ -197,7 +384,8 @@ def test_an_upload_elsewhere_is_refused(draw: Any, home: Path) -> None:
     secret = home / "secret.txt"
     secret.write_text("my secret")
     tab = draw(data_tab._Data)
-    assert "No file arrived" in tab._take_file(str(secret))[tab.trouble]
+    assert "No file arrived" in tab._take_file(str(secret))[tab.left_out]
+    assert "No file arrived" in tab._add_files(tab._open(None)[tab.view], [str(secret)])[tab.left_out]
     assert list((home / "data").glob("*")) == [] if (home / "data").exists() else True
 
 

@@ -1,0 +1,107 @@
+"""Judgements: rows that are said twice, given away, contradicted or garbled, told by their content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import dataset
+from core.judgement import judge
+
+ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(name: str, data: str) -> dataset.Dataset:
+        path = tmp_path / name
+        path.write_text(data, encoding="utf-8")
+        return dataset.load(path)
+
+    return write
+
+
+def overlap(train: dataset.Dataset, held: dataset.Dataset, some: list[int] | None = None) -> list[int]:
+    """The rows of `held` that are trained on, when these examples (all by default) are."""
+    _, found = judge(train, range(len(train.examples)) if some is None else some, held, range(len(held.examples)))
+    return [held.numbers[index] for index, flags in found.items() if "overlap" in flags]
+
+
+def test_rows_that_are_in_both_are_found_by_content(write: Any) -> None:
+    train = write("a.jsonl", ROW.replace("Hi", "Ho") + "{oops\n" + ROW + ROW)
+    held = write("b.jsonl", ROW.replace("Hi", " HI\\n") + ROW.replace("Hello", "Hell o") + ROW)
+    assert overlap(train, held) == [1, 3] and overlap(held, train) == [3, 4]
+    assert overlap(train, held, [0]) == [] and overlap(train, held, [2]) == [1, 3]
+
+
+def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:
+    train = write("a.csv", "text,label\nSTRASSE  is\tcafe\u0301,a\nother,a\n")
+    held = write("b.csv", "text,label\nstra\u00dfe is café,b\nthe other,a\n")
+    assert overlap(train, held) == [1]
+    assert overlap(train, write("c.txt", "Other\n")) == [1]
+
+
+def test_a_question_is_the_same_with_another_answer_and_not_about_another_text(write: Any) -> None:
+    asked = '{"context": "%s", "question": "Who?", "answers": ["%s"]}\n'
+    train = write("a.jsonl", asked % ("Ann and Bo", "Ann"))
+    held = write("b.jsonl", asked % ("Ann and Bo", "Bo") + asked % ("Ann and Cy", "Ann"))
+    assert overlap(train, held) == [1]
+    # Where one text ends and the next begins makes a difference.
+    turned = write("c.jsonl", '{"context": "and Bo", "question": "Who? Ann", "answers": ["Bo"]}\n')
+    assert overlap(train, turned) == []
+
+
+def test_repeated_contradicted_and_garbled_rows_of_one_set(write: Any) -> None:
+    texts = [
+        ("It rained.", "a"),
+        ("IT rained", "a"),
+        ("Снег шёл!", "b"),
+        ("снег, шёл", "b"),
+        ("cafÃ© ole", "b"),
+        ("It rained.", "b"),
+    ]
+    rows = [json.dumps({"text": text, "label": label}) for text, label in texts]
+    data = write("a.jsonl", "\n".join(rows))
+    own, same = judge(data, [0, 1, 2, 3, 4, 5], data, [])
+    assert own is same == {1: ["duplicate"], 3: ["duplicate"], 4: ["mojibake"], 5: ["duplicate", "conflict"]}
+    # What is set aside repeats nothing: it is trained on elsewhere, or not.
+    own, _ = judge(data, [0, 2, 4], data, [1, 3, 5])
+    assert own == {
+        1: ["near_overlap"],
+        3: ["near_overlap"],
+        4: ["mojibake"],
+        5: ["overlap", "conflict"],
+    }
+
+
+def test_whoever_asked_can_end_it(write: Any) -> None:
+    data, told = write("a.jsonl", ROW * 2500), []
+
+    def tell(count: int) -> None:
+        told.append(count)
+        if count == 2000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge(data, range(2500), data, [], tell)
+    assert told == [1000, 2000]
+
+
+def test_rows_that_are_nearly_the_same(write: Any) -> None:
+    words = [f"word{n}" for n in range(400)]
+    texts = [" ".join(words[n * 40 : n * 40 + 40]) for n in range(8)]
+    changed = texts[2].replace(words[119], "another")
+    chinese = "昨天夜里下了一场大雨河水涨得很高桥都被淹没了人们只好绕道走山路回家"
+    rows = [*texts, changed, chinese, chinese[:-1] + "村", texts[3].upper() + "!"]
+    data = write("a.jsonl", "\n".join(json.dumps({"text": text}) for text in rows))
+    own, _ = judge(data, range(len(rows)), data, [])
+    assert own == {8: ["near_duplicate"], 10: ["near_duplicate"], 11: ["duplicate"]}
+    # What is set aside is compared with what is trained on, wherever it stands, and not with its like.
+    own, _ = judge(data, [1, 8], data, [2, 9, 10])
+    assert own == {2: ["near_overlap"]}
+    held = write("b.jsonl", json.dumps({"text": changed}) + "\n" + json.dumps({"text": "other"}))
+    own, others = judge(data, [0, 1, 2], held, [0, 1])
+    assert (own, others) == ({}, {0: ["near_overlap"]})
