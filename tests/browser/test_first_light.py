@@ -319,7 +319,8 @@ def test_every_row_is_looked_at(page: sync_api.Page, studio: Studio) -> None:
     row = page.locator("#inspect-row")
     expect(row.locator(".token.learned").first).to_be_visible(timeout=WAIT)
     expect(page.locator("#inspect-state")).to_contain_text("400 rows as playground reads them")
-    expect(page.locator("#inspect-findings")).to_contain_text("Nothing is wrong")
+    findings = page.locator("#inspect-findings")
+    expect(findings).to_contain_text("Rows that are nearly the same as one before: 1.")
     wait_for(lambda: page.locator(".inspector .js-plotly-plot").count() == 1)
     before = row.inner_text()
     page.locator("#inspect-longest").click()
@@ -328,7 +329,11 @@ def test_every_row_is_looked_at(page: sync_api.Page, studio: Studio) -> None:
     search.fill("is the sky blue")
     search.press("Enter")
     expect(row).to_contain_text("Is the sky blue?")
-    assert before.startswith("Row 1 ")
+    assert before.startswith("Row 357 "), "the first with a finding"
+    findings.get_by_role("button", name="Leave these rows out").click()
+    expect(findings).to_contain_text("Rows that are left out for what was found in them: 1.", timeout=WAIT)
+    expect(findings).not_to_contain_text("nearly the same")
+    expect(page.locator("#inspect-numbers")).to_contain_text("379, and 20 set aside")
 
 
 def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, studio: Studio) -> None:

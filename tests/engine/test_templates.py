@@ -309,6 +309,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TEXT_ONLY = {"text", "labels"}
 """Formats that give no conversation."""
+JUDGED = {"preference", "judgement", "chosen", "good"}
+"""Formats of rows that say how good an answer is: their conversations are as those of the others."""
 
 SENTENCES = ("the cat sat on the mat", "what is the colour of the sky", "Hello, it is blue and grey as the cat. print")
 LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -480,7 +482,7 @@ def test_every_family_has_a_template_that_writes_as_is_known_of_it(speller: Spel
 def test_every_format_with_conversations_is_spelled(examples: dict[str, Example]) -> None:
     # A format without columns of its own is one whose rows a user writes: they are as those of the others.
     known = {name for name, format in formats.formats().items() if format.needs}
-    assert {format for format, _ in ROWS.values()} == known - TEXT_ONLY
+    assert {format for format, _ in ROWS.values()} == known - TEXT_ONLY - JUDGED
     assert all(example.messages for example in examples.values())
     assert {row for family in FAMILIES.values() for row in family.rewrites} <= set(ROWS)
 
