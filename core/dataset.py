@@ -31,6 +31,7 @@ __all__ = [
 
 _SAY_EVERY = 1000
 _MOST_SAID = 1000
+_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class _File:
         for entry in self._rest:
             self._first.append(entry)
             found += [] if isinstance(entry.value, Problem) else [entry.value]
-            if len(found) == formats.SAMPLE:
+            if len(found) == formats.SAMPLE or (found and len(self._first) >= _LOOKED_AT):
                 break
         return found
 
@@ -260,8 +261,9 @@ class _BadRows:
 
     def add(self, row: int, entry: Entry, file: str, problem: Problem) -> None:
         """Row `row` of the data set, which is row `entry.number` of that file."""
-        if len(self._said) < _MOST_SAID:
-            problem = self._said.setdefault(repr(problem.to_data()), problem)
+        # What differs in every row, as the place of a mistake does, is told of the first ones alone.
+        key = repr(problem.to_data()) if len(self._said) < _MOST_SAID else problem.what
+        problem = self._said.setdefault(key, problem)
         self.rows.append(BadRow(row, entry.line, problem, file, entry.number if file else 0))
 
 

@@ -21,7 +21,7 @@ def keep_examples() -> Spool[Example]:
 def _columns() -> pyarrow.Schema:
     import pyarrow as pa
 
-    text = pa.string()
+    text = pa.large_string()
     own = {
         "messages": pa.list_(pa.struct({"role": text, "content": text})), "text": text, "tools": text,
         "labels": pa.list_(text), "several": pa.bool_(), "question": text, "context": text,

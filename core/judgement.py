@@ -37,6 +37,9 @@ _SAY_EVERY = 1000
 LEAVABLE = ("duplicate", "near_duplicate", "overlap", "near_overlap", "conflict", "mojibake")
 """What rows can be left out for."""
 
+REPEATED = frozenset({"duplicate", "near_duplicate"})
+"""Of these, what a row has because of another that is trained on."""
+
 
 def judge(
     data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int], tell: Callable[[int], None] | None = None

@@ -10,6 +10,11 @@ def _same(text: str) -> str:
     return text
 
 
+def _sayable(value: Any) -> str:
+    """A value as text that every page and file can hold: half of a character is written as what it is."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 class Problem(ValueError):
     """A user's mistake, or the world's, told so that the reader can act on it.
 
@@ -28,7 +33,9 @@ class Problem(ValueError):
 
     def __init__(self, what: str, there_is: str = "", to_do: str = "", *, field: str | None = None, **facts: Any):
         self.what, self.there_is, self.to_do, self.field = what, there_is, to_do, field
-        self.facts = {name: value if isinstance(value, int | float) else str(value) for name, value in facts.items()}
+        self.facts = {
+            name: value if isinstance(value, int | float) else _sayable(value) for name, value in facts.items()
+        }
         self.parts: tuple[Problem, ...] = (self,)
         super().__init__(what)
 

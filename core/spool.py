@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import mmap
 import shutil
 import tempfile
+import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -19,8 +23,8 @@ T = TypeVar("T")
 IN_MEMORY = 64 * 1024**2
 """How much of a sequence is kept in memory (bytes, roughly); one that grows larger lies in a file."""
 
-BLOCK = 256
-"""Things of a file that are written and unpacked together."""
+BLOCK, BLOCK_BYTES = 256, 16 * 1024**2
+"""Things of a file that are written and unpacked together, and how much of memory they may take (bytes, roughly)."""
 
 
 class Spool(Sequence[T], Generic[T]):
@@ -49,7 +53,10 @@ class Spool(Sequence[T], Generic[T]):
         self._length = 0
         self._file: IO[bytes] | None = None
         self._writer: pyarrow.RecordBatchWriter | None = None
+        #: The blocks of the file, and the number of the first thing in each.
         self._batches: list[pyarrow.RecordBatch] = []
+        self._firsts: list[int] = []
+        self._ending = threading.Lock()
 
     def append(self, item: T) -> None:
         """Add a thing at the end.
@@ -62,8 +69,11 @@ class Spool(Sequence[T], Generic[T]):
         self._items.append(item)
         self._length += 1
         self._weight += self._weigh(item)
-        if self._weight > IN_MEMORY and len(self._items) >= BLOCK:
-            self._write(len(self._items) // BLOCK * BLOCK)
+        if self._writer is None:
+            if self._weight > IN_MEMORY:
+                self._write()
+        elif len(self._items) >= BLOCK or self._weight > BLOCK_BYTES:
+            self._write()
 
     def __len__(self) -> int:
         return self._length
@@ -87,14 +97,15 @@ class Spool(Sequence[T], Generic[T]):
         self._end_writing()
         if not self._batches:
             return self._items[index]
-        block, place = divmod(index % self._length, BLOCK)
-        return self._unpack(self._batches[block].slice(place, 1).to_pylist()[0])
+        index %= self._length
+        block = bisect_right(self._firsts, index) - 1
+        return self._unpack(self._batches[block].slice(index - self._firsts[block], 1).to_pylist()[0])
 
-    def _write(self, count: int) -> None:
-        """Put the first so many of what is in memory into the file."""
+    def _write(self) -> None:
+        """Put what is in memory into the file."""
         import pyarrow
 
-        try:
+        with self._told():
             if self._writer is None:
                 folder = home() / "spool"
                 make_private_folder(folder)
@@ -102,9 +113,29 @@ class Spool(Sequence[T], Generic[T]):
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
                 self._columns = self._schema()
                 self._writer = pyarrow.ipc.new_file(pyarrow.PythonFile(self._file, "w"), self._columns)
-            for start in range(0, count, BLOCK):
-                rows = [self._pack(item) for item in self._items[start : min(start + BLOCK, count)]]
+            for some in self._cut():
+                rows = [self._pack(item) for item in some]
                 self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._columns))
+        self._items, self._weight = [], 0
+
+    def _cut(self) -> Iterator[list[T]]:
+        """What is in memory in blocks, each small enough to be unpacked at once."""
+        block: list[T] = []
+        weight = 0
+        for item in self._items:
+            block.append(item)
+            weight += self._weigh(item)
+            if len(block) >= BLOCK or weight > BLOCK_BYTES:
+                yield block
+                block, weight = [], 0
+        if block:
+            yield block
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A disk without room is said in words."""
+        try:
+            yield
         except OSError as error:
             free = shutil.disk_usage(home()).free / 1e6
             raise Problem(
@@ -112,18 +143,24 @@ class Spool(Sequence[T], Generic[T]):
                 "Make room, or let ATELIER_HOME name a folder on a larger disk.",
                 error=error.strerror or error, free=free, folder=home(),
             ) from None  # fmt: skip
-        self._items = self._items[count:]
 
     def _end_writing(self) -> None:
         if self._writer is None or self._batches:
             return
         import pyarrow
 
-        if self._items:
-            self._write(len(self._items))
-        assert self._file is not None
-        self._writer.close()
-        self._file.flush()
-        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(mapped)))
-        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        # A data set is shown on several pages, each with a thread of its own.
+        with self._ending:
+            if self._batches:
+                return
+            if self._items:
+                self._write()
+            assert self._file is not None
+            with self._told():
+                self._writer.close()
+                self._file.flush()
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(mapped)))
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            self._firsts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
+            self._batches = batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from core.problem import Problem
 _KEPT, _KEPT_GLANCES = 4, 500
 _PATIENCE = 3.0
 _READ_AT_ONCE = 2
+_FORGOTTEN = 10.0
 _GLANCED = 20_000
 _seen: OrderedDict[tuple[object, ...], Dataset] = OrderedDict()
 _readings: OrderedDict[tuple[object, ...], _Reading] = OrderedDict()
@@ -77,6 +79,7 @@ class _Reading:
 
     def __init__(self, source: str, format: str, columns: Mapping[str, str] | None):
         self.rows, self.stopped = 0, False
+        self.asked = time.monotonic()
         self.data: Dataset | None = None
         self.problem: Problem | None = None
         self._what = source, format, columns
@@ -87,7 +90,7 @@ class _Reading:
         try:
             self.data = dataset.load(*self._what, tell=self._tell)
         except Problem as problem:
-            self.problem = problem
+            self.problem = _bare(problem)
         except _Stopped:
             pass
         except Exception as error:  # whoever waits must learn of it
@@ -118,10 +121,15 @@ def look(
             _seen.move_to_end(key)
             return _seen[key]
         if key not in _readings:
-            for other in list(_readings)[: 1 - _READ_AT_ONCE]:
+            for other in [name for name, one in _readings.items() if time.monotonic() - one.asked > _FORGOTTEN]:
                 _readings.pop(other).stopped = True
+            if len(_readings) >= _READ_AT_ONCE:
+                raise StillReading(
+                    "Other rows are being read first.", "", "Wait a moment, or choose other data.", field="data.train"
+                )
             _readings[key] = _Reading(source, format, columns)
         one = _readings[key]
+        one.asked = time.monotonic()
     one.thread.join(patience)
     if one.thread.is_alive():
         raise StillReading(
@@ -170,16 +178,26 @@ def glance(source: str, format: str = "auto", columns: Mapping[str, str] | None 
     """What a file is, by its first rows, kept for many files as the rows themselves are for a few."""
     key = _key(source, format, columns)
     with _looking:
-        if key not in _glances:
-            try:
-                data = _seen.get(key) or dataset.load(source, format, columns, limit=_GLANCED)
-                _glances[key] = Glance(data.format, data.rows, data.rows == _GLANCED)
-            except Problem as problem:
-                _glances[key] = Glance(problem=problem)
-            while len(_glances) > _KEPT_GLANCES:
-                _glances.popitem(last=False)
-        _glances.move_to_end(key)
-        return _glances[key]
+        if key in _glances:
+            _glances.move_to_end(key)
+            return _glances[key]
+        data = _seen.get(key)
+    try:
+        data = data or dataset.load(source, format, columns, limit=_GLANCED)
+        seen = Glance(data.format, data.rows, data.rows == _GLANCED)
+    except Problem as problem:
+        seen = Glance(problem=_bare(problem))
+    with _looking:
+        _glances[key] = seen
+        while len(_glances) > _KEPT_GLANCES:
+            _glances.popitem(last=False)
+    return seen
+
+
+def _bare(problem: Problem) -> Problem:
+    """Without the frames that it went through, which would keep files open and rows in memory for as long as it is kept."""
+    problem.__context__ = problem.__cause__ = None
+    return problem.with_traceback(None)
 
 
 def models() -> list[str]:

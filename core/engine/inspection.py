@@ -51,6 +51,7 @@ _SCHEMA = pyarrow.schema(
     }
 )
 _SHOWN = 20
+_TOKENS_AT_ONCE = 1_000_000
 _SAY_EVERY = 0.5
 _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
@@ -165,9 +166,9 @@ class _Look:
     def __init__(self, material: Material, tokens: Tokens, config: Config, limit: int):
         self.material, self.tokens, self.config, self.limit = material, tokens, config, limit
         self.total = sum(map(len, (material.train, material.aside, *material.left_out)))
-        self.full = array("l")
-        self.lengths = array("l")
-        self.targets = array("l")
+        self.full = array("q")
+        self.lengths = array("q")
+        self.targets = array("q")
         self.is_aside = array("b")
         self.found: dict[str, list[int]] = {name: [] for name in KINDS}
         self.counts: Counter[str] = Counter()
@@ -216,7 +217,7 @@ class _Look:
                 found = ["left_out"] if index in left_out[is_aside] else flags
                 self._take(dataset.examples[index], dataset.numbers[index], found, spelled, is_aside)
                 done += 1
-                if len(self.table) >= BATCH:
+                if len(self.table) >= BATCH or self.table.tokens > _TOKENS_AT_ONCE:
                     yield self.table.take()
                 if tell and time.monotonic() - said > _SAY_EVERY:
                     tell(first + done * 4 // 5, self.total)
@@ -233,6 +234,10 @@ class _Look:
             self._note(flags if is_left_out else [*flags, "refused"], number)
             self.refusals += [] if is_left_out else [spelled]
             return
+        if is_left_out:
+            # The tokenizer counted them as well, and a training will not.
+            self.tokens.cut -= sum(bool(row.ids and row.lost) for row in spelled)
+            self.tokens.dropped -= any(not row.ids for row in spelled)
         noted = dict.fromkeys(flags)
         for row in spelled:
             ids, learned = _spread(row)
@@ -428,6 +433,10 @@ class _Table:
 
     def __len__(self) -> int:
         return len(self._columns["number"])
+
+    @property
+    def tokens(self) -> int:
+        return len(self._columns["ids"]) + len(self._columns["lost"])
 
     def add(
         self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[bool], lost: Sequence[int], findings: list[str]

@@ -17,7 +17,7 @@ from core.engine.predict import classify, find_answer
 from core.engine.rows import Rows, spell
 from core.fit import count_eval_rows
 from core.formats import Example, Message
-from core.judgement import Flags, judge
+from core.judgement import REPEATED, Flags, judge
 from core.objectives import Objective
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA
@@ -63,35 +63,37 @@ class Material:
             aside = range(len(held.examples))
         examples = itertools.chain(data.examples, held.examples if held is not data else ())
         material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
-        return material.without(config.data.leave_out) if config.data.leave_out else material
+        return material.without(config.data.leave_out, tell) if config.data.leave_out else material
 
     def judge(self, tell: Callable[[int], None] | None = None) -> tuple[Flags, Flags]:
-        """What is wrong with the examples of `data` and of `held`, those that were left out among them."""
-        train, aside = (
-            sorted([*kept, *left]) for kept, left in zip((self.train, self.aside), self.left_out, strict=True)
-        )
-        return judge(self.data, train, self.held, aside, tell)
+        """What is wrong with the examples of `data` and of `held` that are not left out."""
+        return judge(self.data, self.train, self.held, self.aside, tell)
 
-    def without(self, flags: Collection[str]) -> Material:
+    def without(self, flags: Collection[str], tell: Callable[[int], None] | None = None) -> Material:
         """The same without the examples that have any of these flags.
 
         Raises:
             Problem: when nothing would be left to train on.
         """
-        kept: list[list[int]] = []
-        left: list[list[int]] = []
-        for indices, found in zip((self.train, self.aside), self.judge(), strict=True):
-            bad = {index for index, names in found.items() if not set(names).isdisjoint(flags)}
-            kept.append([index for index in indices if index not in bad])
-            left.append([index for index in indices if index in bad])
-        if not kept[0]:
+        material = self
+        # Of two that are alike the first stays: it must not be one that goes for another reason.
+        for some in (set(flags) - REPEATED, set(flags) & REPEATED):
+            if not some:
+                continue
+            kept = []
+            found = material.judge(tell)
+            for indices, names in zip((material.train, material.aside), found, strict=True):
+                kept.append([index for index in indices if some.isdisjoint(names.get(index, ()))])
+            material = replace(material, train=kept[0], aside=kept[1])
+        if not material.train:
             raise Problem(
                 "No row is left to train on: all have {flags}.",
                 to_do="Leave out fewer.",
                 field="data.leave_out",
                 flags=", ".join(flags),
             )
-        return replace(self, train=kept[0], aside=kept[1], left_out=(left[0], left[1]))
+        left = (sorted(set(self.train) - set(material.train)), sorted(set(self.aside) - set(material.aside)))
+        return replace(material, left_out=left)
 
     def spell(self, tokens: Tokens, config: Config) -> tuple[Rows, Rows]:
         """The rows to train on and those to measure on.

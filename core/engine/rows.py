@@ -23,7 +23,7 @@ from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
 from core.problem import Problem
 from core.spool import Spool
 
-_BLOCK = 64
+_BLOCK = 32
 """Examples that a thread spells before it hands them over."""
 _KINDS: tuple[type[Row], ...] = (Row, LabelRow, SpanRow, AnswerRow)
 

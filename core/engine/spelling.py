@@ -9,6 +9,7 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+_SHORT = 64
 _PROBES = ("a", " b c", "\n", " d\n\ne ")
 
 
@@ -47,7 +48,7 @@ class Speller:
         self.tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend = backend if isinstance(backend, Tokenizer) else None
-        self.encode_behind: Callable[[str, str], list[int]] = lru_cache(4096)(self._encode_behind)
+        self._encode_short: Callable[[str, str], list[int]] = lru_cache(4096)(self._encode_behind)
         self._cuts: Callable[[str], bool] = lru_cache(None)(self._try_mark)
         self._ids, self._pattern, self._unsure = self._find_tokens()
         self._known = frozenset(self._ids.values())
@@ -80,8 +81,11 @@ class Speller:
             return []
         return [(start, end, place) for (start, end, _), place in zip(found, places, strict=True)]
 
+    def encode_behind(self, mark: str, text: str) -> list[int]:
+        """The ids of a text that stands behind a special token; what is short stands there again and again."""
+        return self._encode_short(mark, text) if len(text) <= _SHORT else self._encode_behind(mark, text)
+
     def _encode_behind(self, mark: str, text: str) -> list[int]:
-        """The ids of a text that stands behind a special token."""
         return self.encode(mark + text)[1:] if text else []
 
     def _find_tokens(self) -> tuple[dict[str, int], re.Pattern[str] | None, re.Pattern[str] | None]:

@@ -422,9 +422,10 @@ def conversation(messages: Iterable[Message], tools: Any = None) -> Example:
             "No turn is from the assistant, so there is nothing to learn.", "",
             "Add an answer (role assistant or gpt), or delete the row.",
         )  # fmt: skip
-    tools = tools if tools is None or isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-    check_text([turn.content for turn in turns])
-    return Example(messages=turns, tools=tools or None)
+    tools = None if isinstance(tools, str) and not tools.strip() else tools
+    named = json.dumps(parse(tools, "tools"), ensure_ascii=False) if tools else ""
+    check_text([*(turn.content for turn in turns), named])
+    return Example(messages=turns, tools=tools if isinstance(tools, str) else named or None)
 
 
 def labelled(text: str, labels: tuple[str, ...], several: bool) -> Example:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core.formats import Answer, Example, Format, Message, as_text, conversation, parse
+from core.formats import Answer, Example, Format, Message, as_text, check_text, conversation, parse
 from core.problem import Problem
 
 
@@ -32,5 +32,6 @@ class Questions(Format):
         if not texts:
             to_do = "Write one, such as 'The text does not say.', or delete the row."
             raise Problem("The question has no answer.", "", to_do)
+        check_text(texts)
         talk = conversation([Message("user", question), Message("assistant", texts[0])])
         return replace(talk, question=question, answers=tuple(Answer(text) for text in texts))

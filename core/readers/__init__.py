@@ -195,7 +195,25 @@ def read_lines(path: Path, ends: str = "\n") -> Iterator[str]:
     except UnicodeDecodeError:
         raise _undecodable(path, encoding) from None
     if blank:
-        raise Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
+        raise _empty(path)
+
+
+def read_pieces(path: Path, size: int) -> Iterator[str]:
+    """A text file in pieces of so many characters, wherever its lines end; raises what `read_lines` raises."""
+    encoding, blank = find_encoding(path), True
+    try:
+        with open_bytes(path) as data, io.TextIOWrapper(data, encoding, newline="\n") as text:
+            while piece := text.read(size):
+                blank = blank and piece.isspace()
+                yield piece
+    except UnicodeDecodeError:
+        raise _undecodable(path, encoding) from None
+    if blank:
+        raise _empty(path)
+
+
+def _empty(path: Path) -> Problem:
+    return Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
 
 
 def _undecodable(path: Path, encoding: str) -> Problem:

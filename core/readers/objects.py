@@ -12,21 +12,24 @@ from typing import Any
 from core import readers
 from core.formats import squad
 from core.problem import Problem
-from core.readers import Entry, check_object, number_lines, read_lines, unreadable
+from core.readers import Entry, check_object, number_lines, read_lines, read_pieces, unreadable
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PIECE = 1024 * 1024
 _FEW = 1000
+_SNIFFED = 1 << 16
+_LONGEST_WORD = 16
 
 
 def read(path: Path, limit: int | None) -> Iterator[Entry]:
     """A JSON array of objects, or one object a line; what the file holds decides, not its ending."""
-    first, *more = (line for _, line in itertools.islice(number_lines(read_lines(path)), 2))
-    if first.lstrip()[0] == "[" and not (more and _is_whole(first)):
+    start = next(piece for piece in read_pieces(path, _SNIFFED) if not piece.isspace())
+    first, _, more = start.lstrip().partition("\n")
+    if first[0] == "[" and not (more.strip() and _is_whole(first)):
         yield from _number(_Array(path).read(), limit)
-    elif (articles := _read_squad(path, first)) is not None:
+    elif (articles := _read_squad(path)) is not None:
         yield from _number(squad.unfold(articles), limit)
     else:
         yield from _read_json_lines(path, limit)
@@ -50,7 +53,7 @@ class _Array:
     """A JSON array that is read item by item; `text` is the part of the file that is at hand, read up to `at`."""
 
     def __init__(self, path: Path):
-        self.path, self.lines = path, read_lines(path)
+        self.path, self.pieces = path, read_pieces(path, _PIECE)
         self.text, self.at = "", 0
         #: Where the part at hand begins in the file.
         self.line, self.column = 1, 0
@@ -82,10 +85,16 @@ class _Array:
             try:
                 value, end = json.JSONDecoder().raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                if len(self.text) - self.at > readers.MAX_LINE or not self._fetch(size):
+                # Elsewhere than at the end of what is at hand, it is a mistake, whatever follows.
+                is_cut = error.pos > len(self.text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+                if not is_cut or len(self.text) - self.at > readers.MAX_LINE or not self._fetch(size):
                     raise self._broken(error) from None
             except (RecursionError, ValueError) as error:
-                raise unreadable(error) from None
+                problem = unreadable(error)
+                there_is = "It is in {name}, in the item of the list that begins on line {line}."
+                line = self.line + self.text.count("\n", 0, self.at)
+                facts = problem.facts | {"name": self.path.name, "line": line}
+                raise Problem(problem.what, there_is, problem.to_do, **facts) from None
             else:
                 # More digits of a number may follow.
                 if end < len(self.text) or not self._fetch(size):
@@ -106,7 +115,7 @@ class _Array:
     def _fetch(self, size: int) -> bool:
         """Take in so many characters more and let go of what was read; False at the end of the file."""
         pieces, length = [], 0
-        for piece in self.lines:
+        for piece in self.pieces:
             pieces.append(piece)
             length += len(piece)
             if length >= size:
@@ -124,9 +133,9 @@ class _Array:
         return _broken_json(self.path.name, error, self.line + error.lineno - 1, column)
 
 
-def _read_squad(path: Path, first: str) -> dict[str, Any] | None:
+def _read_squad(path: Path) -> dict[str, Any] | None:
     """What a file holds that is one object, as SQuAD is published; None for any other."""
-    text = first
+    text = first = next(line for _, line in number_lines(read_lines(path)))
     if not _is_whole(first):
         text = "".join(itertools.islice(read_lines(path), _FEW))
         if '"paragraphs"' in text:
@@ -144,7 +153,13 @@ def _read_text(path: Path) -> str:
     """The whole file; raises Problem when that is too much."""
     if path.stat().st_size > readers.MAX_BYTES:
         raise readers.too_large(path)
-    return "".join(read_lines(path))
+    pieces, length = [], 0
+    for piece in read_pieces(path, _PIECE):
+        pieces.append(piece)
+        length += len(piece)
+        if length > readers.MAX_BYTES:
+            raise readers.too_large(path)
+    return "".join(pieces)
 
 
 def _read_json_lines(path: Path, limit: int | None) -> Iterator[Entry]:

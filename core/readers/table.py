@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from core.formats import LONGEST
 from core.problem import Problem
 from core.readers import Entry, ending, read_lines
 
 ENDINGS = (".csv", ".tsv")
 
+_MOST_COLUMNS = 10_000
+
 
 def read(path: Path, limit: int | None) -> Iterator[Entry]:
     """CSV or TSV: the first row names the columns, everything is text, as it stands."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST + 1)
     lines = read_lines(path, "")
     first = list(_through_header(lines))
     mark = "\t" if ending(path) == ".tsv" else _find_separator(first[-1])
@@ -70,7 +74,13 @@ def _find_separator(header: str) -> str:
 def check_header(values: list[str], name: str) -> list[str]:
     """The names of the columns; raises Problem when two are the same."""
     header = [value.strip() or f"column {number}" for number, value in enumerate(values, 1)]
-    if twice := sorted({column for column in header if header.count(column) > 1}):
+    if len(header) > _MOST_COLUMNS:
+        raise Problem(
+            "{name} has {count} columns; at most {most} can be read.", "The first line is read as the names of the columns.",
+            "Check that the file is a table, and that its rows stand on lines of their own.",
+            name=name, count=len(header), most=_MOST_COLUMNS,
+        )  # fmt: skip
+    if twice := sorted(column for column, count in Counter(header).items() if count > 1):
         raise Problem(
             "{name} has several columns of the same name: {columns}.",
             "The first line is read as the names of the columns.",

@@ -641,7 +641,8 @@ def _findings(words: Language, data: Dataset) -> str:
         rows.append((words.t("data.judged_rows"), f"{good:,} · {len(data.examples) - good:,}"))
     if turns:
         rows.append((words.t("data.turns"), f"{sum(turns) / len(turns):.1f}"))
-    if counts := Counter(label for example in data.examples for label in example.labels or ()):
+    labelled = data.examples if data.examples[0].labels is not None else ()
+    if counts := Counter(label for example in labelled for label in example.labels or ()):
         most, least = max(counts.values()), min(counts.values())
         rows.append((words.t("data.labels"), f"{len(counts):,}"))
         rows.append((words.t("data.rows_a_label"), words.t("data.from_to", least=f"{least:,}", most=f"{most:,}")))

@@ -437,6 +437,49 @@ def test_a_list_is_read_in_pieces(write: Any, monkeypatch: pytest.MonkeyPatch) -
                 assert whole.setdefault((number, at), found) == found, (size, number, at)
 
 
+def test_a_list_in_one_line_longer_than_a_line_may_be(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", 1000)
+    monkeypatch.setattr(objects, "_PIECE", 300)
+    monkeypatch.setattr(objects, "_SNIFFED", 100)
+    assert len(dataset.load(write("a.json", json.dumps([json.loads(ROW)] * 200)), strict=True).examples) == 200
+
+
+def test_a_mistake_early_in_a_list_is_told_without_the_rest(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_PIECE", 200)
+    fetched = []
+    fetch = objects._Array._fetch
+    monkeypatch.setattr(objects._Array, "_fetch", lambda *given: fetched.append(1) or fetch(*given))
+    problem = refusal(write("a.json", "[" + ",\n".join([ROW, '{"prompt" "x"}', *[ROW] * 500]) + "]"))
+    assert "broken JSON at line 3, column 11" in str(problem) and len(fetched) < 5
+
+
+def test_a_table_of_too_many_columns(write: Any) -> None:
+    assert "has 30001 columns" in str(refusal(write("a.csv", "," * 30_000 + "\n")))
+
+
+def test_half_a_character_anywhere_costs_its_row_alone(write: Any) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    good = {"messages": messages, "tools": '[{"name": "look"}]'}
+    rows = [
+        good,
+        {"messages": messages, "tools": '[{"name": "\\ud800"}]'},
+        {"messages": messages, "tools": "[" * 3000},
+        good,
+    ]
+    data = dataset.load(write("a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [bad.row for bad in data.bad] == [2, 3] and data.examples[1].tools == '[{"name": "look"}]'
+    asked = [{"question": "Who?", "answers": answers} for answers in (["Ann"], ["Ann", "\ud800"])]
+    assert [bad.row for bad in dataset.load(write("b.jsonl", "\n".join(map(json.dumps, asked)))).bad] == [2]
+    told = refusal(write("c.jsonl", '{"a\\ud800": 1}\n'))
+    assert json.dumps(told.to_data(), ensure_ascii=False).encode()
+
+
+def test_rows_that_are_all_bad_are_told_of_in_little_memory(write: Any) -> None:
+    lines = [f'{{"prompt": "{"x" * (n % 3000)}" "y"}}' for n in range(4000)]
+    data = dataset.load(write("a.jsonl", ROW + "\n".join(lines)))
+    assert (len(data.examples), len(data.bad)) == (1, 4000) and len({id(bad.problem) for bad in data.bad}) <= 1001
+
+
 @pytest.mark.skipif(os.name != "posix" or not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")

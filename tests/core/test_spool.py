@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,29 @@ def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("The data does not fit onto the disk: File too large."), done.stderr
+
+
+def test_two_who_read_first_at_once_read_the_same(small: None) -> None:
+    for _ in range(20):
+        kept, found = fill(60), {}
+
+        def read(name: int, kept: Spool[Example] = kept, found: dict[int, list[Example]] = found) -> None:
+            found[name] = list(kept)
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [found.get(number) for number in range(4)] == [list(kept)] * 4
+
+
+def test_large_things_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "IN_MEMORY", 100_000)
+    monkeypatch.setattr(spool, "BLOCK_BYTES", 50_000)
+    kept = keep_examples()
+    for number in range(40):
+        kept.append(Example(text=str(number) * 20_000))
+        assert len(kept._items) <= 6  # never many of them in memory
+    assert [example.text[:1] for example in kept] == [str(number)[:1] for number in range(40)]
+    assert kept[33].text == "33" * 20_000 and len(kept._batches) > 10

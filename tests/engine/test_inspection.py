@@ -249,6 +249,23 @@ def test_preferences_are_counted_and_not_trained(home: Path, family: Callable[[s
     assert chosen["starts"] and chosen["train_rows"] == 4
 
 
+def test_the_clean_one_of_two_stays(family: Callable[[str], Path], tmp_path: Path) -> None:
+    """What a row repeats may go for another reason; then the repetition is none."""
+    words = " ".join(f"word{n}" for n in range(60))
+    path = write(tmp_path / "rows.jsonl", [talk("a", f"cafÃ© {words}"), talk("a", f"café {words}"), talk("b", "sat")])
+    report = look(path, family("llama"), data__eval_fraction=0.0, data__leave_out=["near_duplicate", "mojibake"])
+    found = {one["name"]: one["rows"] for one in report["findings"]}
+    assert found["left_out"] == [1] and report["train_rows"] == 2 and "near_duplicate" not in found
+
+
+def test_rows_that_are_left_out_are_not_counted_as_cut(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [talk("a", "the mat " * 60), talk("a", "the mat " * 60), talk("b", "sat")]
+    path = write(tmp_path / "rows.jsonl", rows)
+    changes = {"data__eval_fraction": 0.0, "data__leave_out": ["duplicate"], "data__max_length": 64}
+    assert look(path, family("llama"), **changes)["cut_rows"] == 1
+    assert look(path, family("llama"), data__too_long="drop", **changes)["dropped_rows"] == 1
+
+
 def test_nothing_is_left_when_all_is_left_out(family: Callable[[str], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [talk("a", "cafÃ© ole") for _ in range(4)])
     with pytest.raises(Problem, match="No row is left to train on: all have mojibake") as caught:

@@ -108,3 +108,32 @@ def test_the_page_says_how_far_it_is_and_can_end_it(slow: Callable[[], tuple[str
     assert again[tab.wait] == "" and again[tab.stop]["visible"] is False and "Hello" in again[tab.preview]
     ended = tab._stop(view)
     assert not ended[tab.clock].active and isinstance(ended[tab.clock], gr.Timer)
+
+
+def test_a_third_waits_and_what_nobody_asks_for_gives_way(
+    slow: Callable[[], tuple[str, threading.Event, list[int]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, gate, begun = slow()
+    names = []
+    for number in range(3):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(ROW * (1200 + number))
+        names.append(str(path))
+    for name in names[:2]:
+        with pytest.raises(StillReading, match="still being read"):
+            shelf.look(name, patience=0.01)
+    with pytest.raises(StillReading, match="Other rows are being read first"):
+        shelf.look(names[2], patience=0.01)
+    assert len(begun) == 2
+    monkeypatch.setattr(shelf, "_FORGOTTEN", -1.0)  # as if nobody had asked for long
+    with pytest.raises(StillReading, match="still being read"):
+        shelf.look(names[2], patience=0.01)
+    gate.set()
+    assert shelf.look(names[2], patience=30).rows == 1202
+
+
+def test_a_mistake_that_is_kept_keeps_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{oops\n" * 3)
+    assert shelf.glance(str(path)).problem is not None
+    assert shelf.glance(str(path)).problem.__traceback__ is None
