@@ -24,7 +24,7 @@ class PTuning(PromptMethod):
     family = "Prompts"
     peft_type = "P_TUNING"
     place = "embeddings"
-    learning_rate_factor = 3.0
+    learning_rate_factor = 4.5
 
     encoder: Literal["mlp", "lstm"] = knob(
         "mlp",
