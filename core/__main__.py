@@ -243,7 +243,7 @@ def _load(options: argparse.Namespace) -> Config:
 
 
 def _train(options: argparse.Namespace) -> int:
-    run = runs.create(_load(options), folder=options.run_dir)
+    run = runs.create(_load(options), folder=options.run_dir, here=True)
     print(f"run {run.id} in {run.folder}")
     return _work_here(run)
 
@@ -275,6 +275,7 @@ def _resume(options: argparse.Namespace) -> int:
         )
     if told:
         changes.ask(run, told)
+    runs.note_start(run)  # before it is seen to wait: an open studio would start it
     run.ask("resume")
     return _work_here(run)
 

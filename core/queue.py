@@ -17,7 +17,6 @@ from core.problem import Problem
 from core.runs import Run, write_whole
 
 _FILE = "queue.json"
-_NOTE = "launch.json"
 
 
 @dataclass
@@ -109,7 +108,16 @@ def pause(on: bool = True) -> None:
 
 
 def remove(run: Run) -> None:
-    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before."""
+    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before.
+
+    One whose worker is starting already is asked to stop instead: that worker finds the wish, whatever else it is.
+    """
+    if is_starting(run):
+        run.ask("stop")
+        return
+    with _change() as order:
+        # Resumed later it waits like any other.
+        order.order, order.held = [name for name in order.order if name != run.id], order.held - {run.id}
     if run.take("discard"):
         run.discard()
     for wish in ("stop", "resume", "save"):
@@ -128,16 +136,18 @@ def launch(run: Run) -> subprocess.Popen[bytes] | None:
     try:
         child = spawn(["work", str(run.folder)], run.folder / "log.txt")
     except OSError as error:
-        run.finish("failed", f"The worker could not be started: {error}", step=0)
+        run.take("resume")  # or it would be tried again for ever
+        problem = Problem("The worker could not be started.", "{error}.", error=error)
+        run.finish("failed", str(problem), step=0, problem=problem.to_data())
         return None
     with contextlib.suppress(OSError):
-        write_whole(run.folder / _NOTE, json.dumps(process.identify(child.pid)))
+        runs.note_start(run, child.pid)
     return child
 
 
 def is_starting(run: Run) -> bool:
     """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
-    return process.lives(run.read_json(_NOTE))
+    return process.lives(run.read_json(runs.LAUNCH))
 
 
 def start_next() -> Run | None:
@@ -152,7 +162,7 @@ def start_next() -> Run | None:
     with contextlib.suppress(Timeout), FileLock(runs.home() / "launcher.lock", mode=0o600).acquire(timeout=0):
         everything = runs.all_runs()
         some = waiting(everything)
-        for run in [run for run in some if run.asked("stop")]:
+        for run in [run for run in some if run.asked("stop") and not is_starting(run)]:
             remove(run)
             some.remove(run)
         at_work = [worker for run in everything if (worker := run.worker()) is not None]

@@ -35,6 +35,9 @@ ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 
 _RESERVE, _RESERVED = ".reserve", 2**16
 
+LAUNCH = "launch.json"
+"""Which process was started to work on a run, as `note_start` writes it."""
+
 NOTES = "notes.json"
 """What a person wrote about a run, as `core.notes` reads and writes it."""
 
@@ -340,23 +343,24 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-") or "run"
 
 
-def create(config: Settings, *, folder: Path | None = None, token: str | None = None) -> Run:
+def create(config: Settings, *, folder: Path | None = None, token: str | None = None, here: bool = False) -> Run:
     """A new run folder with its config.yaml, waiting for a worker.
 
     Args:
         config: all settings, resolved.
         folder: where; by default a new folder among the runs.
         token: one press of the Start button; the same token gives the same run, however often it arrives.
+        here: this process will work on it itself, and nobody else shall start it.
     """
     if token is None:
-        return _create(config, folder)
+        return _create(config, folder, here)
     starts = home() / "starts"
     make_private_folder(starts)
     note = starts / slug(token)
     with FileLock(starts / "lock", mode=0o600):
         if note.exists():
             return find(note.read_text())
-        run = _create(config, folder)
+        run = _create(config, folder, here)
         write_whole(note, run.id)
     return run
 
@@ -380,7 +384,7 @@ def _resolve(name: str) -> str:
     return name
 
 
-def _create(config: Settings, folder: Path | None) -> Run:
+def _create(config: Settings, folder: Path | None, here: bool) -> Run:
     data = resolve_paths(config) if isinstance(config, Config) else config.model_dump(mode="json")
     if folder is None:
         stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(data['name'] or data['job'])}"
@@ -403,8 +407,15 @@ def _create(config: Settings, folder: Path | None) -> Run:
             )
         make_private_folder(folder)
     assert folder is not None
+    if here:
+        note_start(Run(folder))  # before there is a run to be seen
     write_whole(folder / "config.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     return Run(folder)
+
+
+def note_start(run: Run, pid: int | None = None) -> None:
+    """Note whose turn it is to become the run's worker (by default this process), until it signs in itself."""
+    write_whole(run.folder / LAUNCH, json.dumps(process.identify(pid)))
 
 
 def find(name: str) -> Run:
@@ -446,6 +457,19 @@ def delete(run: Run) -> None:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id)
     if run.folder.parent != runs_folder():
         raise Problem("{folder} is not among the studio's runs.", to_do="Remove it yourself.", folder=run.folder)
+    lock = FileLock(run.folder / "worker.lock", mode=0o600)
+    try:
+        with lock.acquire(timeout=0):
+            # The settings last but what says that it has ended: a run without them is none, and is not begun by anybody.
+            last = ["config.yaml", "result.json", "worker.json"]
+            others = [path for path in run.folder.iterdir() if path.name not in (*last, "worker.lock")]
+            for path in [*others, *(run.folder / name for name in last)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+    except Timeout:
+        raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id) from None
     shutil.rmtree(run.folder)
 
 

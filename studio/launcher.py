@@ -92,7 +92,8 @@ class Launcher:
         self._bury()
         everything = sorted(runs.all_runs(), key=lambda run: run.id)
         waiting = queue.waiting(everything)
-        for run in [run for run in waiting if run.asked("stop")]:
+        # One that is starting keeps the wish: its worker takes it.
+        for run in [run for run in waiting if run.asked("stop") and not self._is_starting(run)]:
             queue.remove(run)
             waiting.remove(run)
         busy = any(run.worker() is not None for run in everything)
@@ -137,12 +138,14 @@ class Launcher:
             with contextlib.suppress(Problem):
                 run = runs.find_id(run_id)
                 if not _signed_in(run, started):
-                    run.take("resume")
-                    run.finish(
-                        "failed",
-                        run.log_tail(_LOG_TAIL).strip() or f"The worker ended with {child.returncode}.",
-                        step=0,
-                    )
+                    self._give_last_words(run, child.returncode)
+
+    def _give_last_words(self, run: Run, code: int) -> None:
+        """Say that it failed, unless somebody else works on it: then it was that worker who sent ours away."""
+        with contextlib.suppress(Timeout), FileLock(run.folder / "worker.lock", mode=0o600).acquire(timeout=0):
+            if run.worker() is None and run.state() == "queued":
+                run.take("resume")
+                run.finish("failed", run.log_tail(_LOG_TAIL).strip() or f"The worker ended with {code}.", step=0)
 
     def _ask_device(self) -> None:
         """Ask the engine once which device there is; the studio itself never loads torch."""

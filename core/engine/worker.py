@@ -34,7 +34,8 @@ def work(run: Run) -> dict[str, Any]:
     os.umask(0o077)  # what is learned from private rows is private
     with run.claim():
         (run.folder / "result.json").unlink(missing_ok=True)
-        for old in ("resume", "discard", "save"):
+        # Who stopped it while it was starting may have said more than that.
+        for old in ("resume", "save") if run.asked("stop") else ("resume", "discard", "save"):
             run.take(old)
         wishes = Wishes(run)
         try:

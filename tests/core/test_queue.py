@@ -164,3 +164,23 @@ def test_the_command_line_adds_lists_and_changes(home: Path, capsys: pytest.Capt
     assert main(["queue", "release", one.id]) == 0 and queue.read().held == set()
     assert main(["queue", "remove", two.id]) == 0 and two.state() == "stopped"
     assert main(["queue", "remove", two.id]) == 2 and "does not wait" in capsys.readouterr().err
+
+
+def test_who_cannot_be_started_fails_once_and_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _new("a")
+    run.finish("stopped", step=3)
+    run.ask("resume")
+    monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
+    assert queue.start_next() is None
+    assert run.state() == "failed" and queue.waiting() == []
+    told = Problem.from_data((run.result() or {})["problem"])
+    assert told.what == "The worker could not be started."
+
+
+def test_who_is_taken_out_is_no_longer_on_hold() -> None:
+    run, other = _new("a"), _new("b")
+    queue.hold(run)
+    queue.move(other, -1)
+    queue.remove(run)
+    run.ask("resume")
+    assert run in queue.ready(queue.waiting()) and queue.read().order == [other.id]

@@ -145,6 +145,12 @@ def test_delete_refuses_what_runs_and_what_is_elsewhere(
     put_worker(run, process.pid, psutil.Process(process.pid).create_time())
     with pytest.raises(Problem, match="still running"):
         runs.delete(run)
+    (run.folder / "worker.json").unlink()
+    with run.claim():
+        run.finish("failed")  # said by somebody who did not know that it is at work
+        with pytest.raises(Problem, match="still running"):
+            runs.delete(run)
+        assert (run.folder / "config.yaml").exists()
     elsewhere = runs.create(Config(), folder=tmp_path / "mine")
     with pytest.raises(Problem, match="not among"):
         runs.delete(elsewhere)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import runs
+from core import queue, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Run
@@ -252,3 +252,49 @@ def test_a_resumed_run_whose_worker_dies_early_is_failed_too(workers: list[subpr
     looking.step()
     assert run.state() == "failed" and not run.asked("resume")
     assert "no such model, alas" in (run.result() or {})["message"]
+
+
+@pytest.mark.parametrize("wish", ["stop", "discard"])
+def test_a_stop_that_comes_while_the_worker_starts_is_left_for_it(
+    workers: list[subprocess.Popen[bytes]], wish: str
+) -> None:
+    run = _new("a")
+    looking = Launcher()
+    looking.step()
+    workers[0].send_signal(signal.SIGSTOP) if os.name == "posix" else None
+    if run.state() != "queued":
+        pytest.skip("it was quicker than we are")
+    getattr(looking, wish)(run)
+    looking.step()
+    queue.remove(run)
+    assert run.asked("stop") and run.asked(wish) and run.result() is None
+    workers[0].send_signal(signal.SIGCONT) if os.name == "posix" else None
+    _until(lambda: run.state() == "stopped")
+    assert workers[0].wait() == 0 and (run.folder / "begun").exists(), "it was the worker that said so"
+
+
+def test_nothing_is_said_of_a_run_that_another_process_works_on(workers: list[subprocess.Popen[bytes]]) -> None:
+    run = _new("a")
+    (run.folder / "die").touch()
+    looking = Launcher()
+    looking.step()
+    workers[0].wait()
+    looking._children[run.id] = workers[0], time.time() + 10  # the other one signed in before ours was started
+    with run.claim():
+        looking.step()
+        assert run.result() is None and looking._children == {}
+        (run.folder / "worker.json").unlink()
+        looking._children[run.id] = workers[0], time.time() + 10
+        looking._bury()
+        assert run.result() is None, "its lock alone tells of it"
+
+
+def test_a_run_that_the_command_line_is_about_to_work_on_is_not_started(
+    workers: list[subprocess.Popen[bytes]],
+) -> None:
+    new, old = runs.create(Config(name="new"), here=True), _new("old")
+    old.finish("stopped", step=1)
+    runs.note_start(old)
+    old.ask("resume")
+    Launcher().step()
+    assert workers == [] and {new.state(), old.state()} == {"queued"}
