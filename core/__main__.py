@@ -252,10 +252,11 @@ def _work(options: argparse.Namespace) -> int:
     from core.engine import worker
 
     run = runs.find(options.run)
-    status = worker.main(run)
-    # With no studio open, who ends starts the next one; being told may take a while, and nobody waits for it.
-    queue.start_next()
-    notice.tell(run)
+    try:
+        status = worker.main(run)
+        notice.tell(run)
+    finally:
+        queue.follow(run)  # with no studio open, who ends starts the next one
     return status
 
 
@@ -291,7 +292,14 @@ def _change(options: argparse.Namespace) -> None:
 
 
 def _work_here(run: Run) -> int:
-    """Work in this process, with the numbers on the screen."""
+    """Work in this process, with the numbers on the screen; what waits in the queue comes after it."""
+    try:
+        return _work_on(run)
+    finally:
+        queue.follow(run)
+
+
+def _work_on(run: Run) -> int:
     from core.engine import worker
 
     done = threading.Event()

@@ -60,7 +60,7 @@ def pack(run: Run) -> Iterator[bytes]:
     Raises:
         Problem: while it is at work, or waits.
     """
-    if run.state() not in ("completed", "stopped", "failed", "interrupted"):
+    if run.state() not in runs.ENDED:
         raise Problem("The run {run} is not at its end.", "It is {state}.", "Stop it first.", run=run.title, state=run.state())  # fmt: skip
     return _pack(run, _Cleaner(run))
 
@@ -150,7 +150,7 @@ class _Cleaner:
                 yield yaml.safe_dump(
                     _walk(yaml.safe_load(text), self.clean), sort_keys=False, allow_unicode=True
                 ).encode()
-            except yaml.YAMLError:
+            except (yaml.YAMLError, RecursionError):
                 yield self.clean(text).encode()
         else:
             yield self.clean(path.read_text(encoding="utf-8", errors="replace")).encode()

@@ -32,6 +32,8 @@ from core.problem import Problem
 State = Literal["queued", "starting", "running", "stalled", "stopping", "completed", "stopped", "failed", "interrupted"]
 ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 """The states of a run that somebody works on, or will without being asked again."""
+ENDED = ("completed", "stopped", "failed", "interrupted")
+"""The states of a run that has ended, and so what a result may say."""
 
 _RESERVE, _RESERVED = ".reserve", 2**16
 
@@ -123,7 +125,7 @@ class Metrics:
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
         for line in whole.splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
                 self._take(json.loads(line))
         return self
 
@@ -174,13 +176,18 @@ class Run:
     def title(self) -> str:
         """Its name for people: the one that somebody gave it, else the one that it was started with."""
         given = (self.read_json(NOTES) or {}).get("name")
-        return given if isinstance(given, str) and given else str(self.config_data().get("name") or self.id)
+        if isinstance(given, str) and given:
+            return given
+        try:
+            return str(self.config_data().get("name") or self.id)
+        except Problem:
+            return self.id
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """One of the folder's JSON files; None while there is none."""
         try:
             data = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
 
@@ -188,7 +195,7 @@ class Run:
         """How it ended: outcome, message, step, what is on disk; None before that."""
         found = self.read_json("result.json")
         # A folder that another program wrote, or only half, must not stand in the way of all others.
-        return found if found and isinstance(found.get("outcome"), str) else None
+        return found if found and found.get("outcome") in ENDED else None
 
     def worker(self) -> dict[str, Any] | None:
         """The process that works on it, when it lives."""
@@ -237,7 +244,9 @@ class Run:
         result = self.result()
         if result is not None:
             return result["outcome"]
-        return "interrupted" if (self.folder / "worker.json").exists() else "queued"
+        # Whoever wrote a result that is none: it was begun, and does not begin by itself.
+        begun = any((self.folder / name).exists() for name in ("worker.json", "result.json"))
+        return "interrupted" if begun else "queued"
 
     @property
     def resumable(self) -> bool:
@@ -268,7 +277,7 @@ class Run:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.folder / "samples.jsonl").read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
                         sample = json.loads(line)
                         lines[sample["step"], sample["prompt"]] = sample
         return list(lines.values())

@@ -10,7 +10,6 @@ import threading
 import time
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock, Timeout
 
 from core import queue, runs
@@ -110,9 +109,10 @@ class Launcher:
                 while not self._ended.is_set():
                     try:
                         self.step()
-                    except (OSError, Problem, psutil.Error, KeyError, TypeError, ValueError) as error:
-                        # A folder that vanishes or is half written while it is looked at is looked at again.
-                        print(f"launcher: {error}", file=sys.stderr)
+                    except Exception as error:
+                        # A folder that vanishes or is half written while it is looked at is looked at again; whatever
+                        # is in it, the others must go on.
+                        print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
                     self._awake.wait(_EVERY)
                     self._awake.clear()
             self._ended.wait(_EVERY)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import notice
+from core import notice, runs
 from core.problem import Problem
 from studio import report
 from studio.overview import overview
@@ -14,7 +14,6 @@ from studio.tabs import Page
 
 _QUICK = {"queue": False, "show_progress": "hidden"}
 _NEWEST = 20
-_ENDED = ("completed", "stopped", "failed", "interrupted")
 # Who ended while nobody looked is known by what this browser has seen; on its first look it remembers and says nothing.
 _LISTEN = """
 const key = 'atelier.ended', wish = 'atelier.notify';
@@ -76,7 +75,7 @@ class _Notifier:
         ended = [
             {"key": f"{run.id} {run.state} {run.step}", "title": run.title, "body": words.t(f"common.word_{run.state}")}
             for run in overview.look()
-            if run.state in _ENDED
+            if run.state in runs.ENDED
         ][:_NEWEST]
         now = " ".join(one["key"] for one in ended)
         return gr.skip() if now == seen else {self.seen: now, self.bell: {"ended": ended}}

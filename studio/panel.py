@@ -103,8 +103,10 @@ class Panel:
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
         try:
             return {self.seen: now} | self._draw(run)
-        except (Problem, KeyError, TypeError, ValueError, OSError) as error:
-            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"}
+        except Exception as error:  # whatever lies in a folder, the page goes on, and lets it be deleted
+            buttons = (self.stop, self.save, self.discard, self.sure, self.resume, self.chat, self.export)
+            hidden = {button: gr.update(visible=False) for button in buttons}
+            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"} | hidden
 
     def _draw(self, run: Run) -> Updates:
         words, metrics, state = self.page.words, read_metrics(run), run.state()

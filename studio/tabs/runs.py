@@ -369,7 +369,7 @@ class _Runs:
         if run is None:
             return gr.skip()
         try:
-            if run.state() == "queued":
+            if run.state() == "queued" and _is_readable(run):
                 raise Problem("The run {run} is still waiting for its turn.", to_do="Stop it first.", run=run.title)
             runs.delete(run)
         except Problem as problem:
@@ -387,6 +387,14 @@ class _Runs:
         said = f"<p class='note good' role='status'>{report.escape(self.words.t('runs.imported', name=run.title))}</p>"
         found = _plain(self._open(run.id, *_padded(state[1:])))
         return {self.page.run: run.id, self.source: "", self.import_trouble: said} | found
+
+
+def _is_readable(run: Run) -> bool:
+    """Whether its settings are settings, so that it could ever begin."""
+    try:
+        return bool(run.config_data())
+    except Problem:
+        return False
 
 
 def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
@@ -545,7 +553,12 @@ def _row(code: str, run: Summary, is_selected: bool, is_picked: bool) -> str:
     words, name, id = Language(code), report.escape(run.title), report.escape(run.id)
     box = f"<td class='pick'><input type='checkbox' data-pick='{id}' aria-label='{report.escape(words.t('runs.compare_one', name=run.title))}'{' checked' if is_picked else ''}></td>"
     if run.broken:
-        return f"<tr><td></td><td colspan='{len(_COLUMNS)}'>{name} <span class='when'>{report.escape(words.t('runs.broken'))}</span></td></tr>"
+        # It can be opened, so that it can be deleted.
+        return (
+            f"<tr data-run='{id}' class='{'selected' if is_selected else ''}'><td></td><td class='name' colspan='{len(_COLUMNS)}'>"
+            f"<button type='button' data-run='{id}' aria-pressed='{str(is_selected).lower()}'>{name}</button> "
+            f"<span class='when'>{report.escape(words.t('runs.broken'))}</span></td></tr>"
+        )
     note = f"<span class='run-note'>{report.escape(run.note.splitlines()[0][:120])}</span>" if run.note else ""
     tags = "".join(f"<span class='tag'>{report.escape(tag)}</span>" for tag in run.tags)
     scores = report.scores(words, run.metrics)
@@ -635,9 +648,9 @@ def _link(words: Language, run: Run) -> str:
 
 def _settings(words: Language, run: Run) -> str:
     """Every setting of a run with where it came from."""
-    if run.job != "train":
-        return ""
     try:
+        if run.job != "train":
+            return ""
         config = run.config()
     except Problem as problem:
         return report.problems(words, problem.parts)

@@ -224,3 +224,11 @@ def test_the_command_line_packs_and_takes_in(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setenv("ATELIER_HOME", str(tmp_path / "other"))
     assert main(["import", str(tmp_path / "unpacked" / run.id)]) == 0
     assert [one.title for one in runs.all_runs()] == ["travels"]
+
+
+@pytest.mark.parametrize("outcome", ["queued", "xyz"])
+def test_a_result_of_no_known_end_is_an_interruption(run: Run, tmp_path: Path, outcome: str) -> None:
+    elsewhere = runs.create(Config(name="odd"), folder=tmp_path / "odd")
+    (elsewhere.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
+    taken = parcel.take_in(elsewhere.folder)
+    assert taken.state() == "interrupted" and (taken.result() or {})["outcome"] == "interrupted"

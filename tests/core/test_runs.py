@@ -316,3 +316,9 @@ def test_a_wish_to_discard_is_a_wish_to_stop(run: Run) -> None:
         (run.folder / name).mkdir(parents=True)
     run.discard()
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"control", "other"}
+
+
+@pytest.mark.parametrize("outcome", ["queued", "running", "xyz", 3, ["completed"]])
+def test_a_result_that_is_none_starts_nothing(run: Run, outcome: object) -> None:
+    (run.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
+    assert run.result() is None and run.state() == "interrupted"

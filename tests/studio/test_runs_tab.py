@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 
 from core import queue, runs
-from core.config import Config
+from core.config import Config, load_yaml
 from core.notes import Notes
 from core.problem import Problem
 from core.runs import Run
@@ -111,7 +111,30 @@ def test_a_folder_that_cannot_be_read_hides_no_other(tab: _Runs) -> None:
     broken.mkdir()
     (broken / "config.yaml").write_text("[: no yaml")
     table = _open(tab)[tab.table]
-    assert _ids(table) == [run.id] and "cannot be read" in table and "broken" in table
+    assert _ids(table) == [run.id, broken.name] and "cannot be read" in table
+    assert tab._clicked({"run": broken.name}, "", *STATE) == {tab.page.run: broken.name}
+    assert "no valid YAML" in tab.panel.refresh(broken.name, "")[tab.panel.head]
+    assert "no valid YAML" in _open(tab, broken.name)[tab.settings]
+    assert tab._ask_delete(broken.name)[tab.ask]["visible"] is True
+    assert _ids(tab._delete(broken.name, *STATE)[tab.table]) == [run.id] and not broken.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.json", "metrics.jsonl", "result.json", "samples.jsonl", "worker.json"])
+@pytest.mark.parametrize(
+    "inside", ["[" * 100_000 + "\n", '{"step": 1, "steps": Infinity, "loss": 1e999, "outcome": "failed"}\n']
+)
+def test_whatever_lies_in_a_folder_the_pages_go_on(tab: _Runs, name: str, inside: str) -> None:
+    good, odd = _run("good"), _run("odd")
+    (odd.folder / name).write_text(inside)
+    assert set(_ids(_open(tab)[tab.table])) == {good.id, odd.id}
+    assert tab.panel.head in tab.panel.refresh(odd.id, "") and odd.state() in runs.ENDED
+    assert _ids(tab._delete(odd.id, *STATE)[tab.table]) == [good.id]
+
+
+def test_settings_that_are_nested_too_deeply_are_told(home: Path) -> None:
+    (home / "deep.yaml").write_text("a: " + "[" * 100_000)
+    with pytest.raises(Problem):
+        load_yaml(home / "deep.yaml")
 
 
 # --- several runs -----------------------------------------------------------------------------------------------------
@@ -253,7 +276,7 @@ def test_the_queue_is_seen_and_changed(tab: _Runs) -> None:
     assert queue.ready(queue.waiting()) == []
     tab._change_queue({"act": "go_on"}, "", *STATE)
     tab._change_queue({"act": "remove", "run": second.id}, "", *STATE)
-    tab.page.launcher._is_starting = lambda run: True  # type: ignore[method-assign]
+    queue.pause()
     tab.page.launcher.step()
     assert second.state() == "stopped" and queue.waiting() == [first]
 
