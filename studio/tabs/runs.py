@@ -315,6 +315,10 @@ class _Runs:
             elif run is not None and act in ("hold", "release"):
                 queue.hold(run, act == "hold")
             elif run is not None and act == "remove":
+                if run.state() != "queued":  # it may have begun since the page was drawn
+                    raise Problem(
+                        "The run {run} does not wait in the queue.", "It is {state}.", run=run.title, state=run.state()
+                    )
                 self.page.launcher.stop(run)
             else:
                 return gr.skip()

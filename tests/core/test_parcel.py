@@ -232,3 +232,25 @@ def test_a_result_of_no_known_end_is_an_interruption(run: Run, tmp_path: Path, o
     (elsewhere.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
     taken = parcel.take_in(elsewhere.folder)
     assert taken.state() == "interrupted" and (taken.result() or {})["outcome"] == "interrupted"
+
+
+def test_nothing_of_a_tracker_and_no_path_of_the_settings_is_packed(run: Run) -> None:
+    for name in ("tensorboard/events.out.tfevents.1.my-host-name.1", "wandb/run/files/wandb-metadata.json", "mlflow.db", "mlruns/0/meta.yaml"):  # fmt: skip
+        (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.folder / name).write_text("my-host-name")
+    folder = run.folder.parents[4] / "elsewhere" / "rows.jsonl"
+    folder.parent.mkdir()
+    folder.write_text("{}")
+    data = run.config_data()
+    data["data"]["train"] = str(folder)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(data))
+    (run.folder / "adapter" / "told.safetensors").write_bytes(b"\0" + str(folder).encode())
+    packed, archive = _packed(run)
+    assert b"my-host-name" not in packed and str(folder).encode() not in packed
+    assert not any("told" in name for name in archive.namelist())
+
+
+def test_what_was_not_at_its_end_says_so_in_every_language(tmp_path: Path, private: Path) -> None:
+    taken = parcel.take_in(runs.create(Config(name="odd"), folder=tmp_path / "odd").folder)
+    told = Problem.from_data((taken.result() or {})["problem"])
+    assert told.what == "It was brought here before its end."

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import runs
+from core import changes, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Metrics, Run
@@ -322,3 +322,30 @@ def test_a_wish_to_discard_is_a_wish_to_stop(run: Run) -> None:
 def test_a_result_that_is_none_starts_nothing(run: Run, outcome: object) -> None:
     (run.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
     assert run.result() is None and run.state() == "interrupted"
+
+
+def test_a_change_that_is_asked_while_another_is_taken_is_not_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes.ask(run, {"train.epochs": 5})
+    read = Run.read_json
+
+    def reads(self: Run, name: str) -> dict[str, object] | None:
+        found = read(self, name)
+        if name.startswith("control/change") and found is not None and found["set"] == {"train.epochs": 5}:
+            monkeypatch.setattr(Run, "read_json", read)
+            changes.ask(run, {"train.keep": 7})
+        return found
+
+    monkeypatch.setattr(Run, "read_json", reads)
+    changes.take(run, 1)
+    later = changes.take(run, 2)
+    assert [(one["step"], one["set"].get("train.keep")) for one in later] == [(1, None), (2, 7)]
+    assert not changes.waits(run)
+
+
+def test_a_change_that_a_killed_worker_took_is_taken_by_the_next(run: Run) -> None:
+    changes.ask(run, {"train.epochs": 5})
+    os.replace(run.folder / "control" / "change", run.folder / "control" / "change.taken")
+    assert changes.waits(run)
+    changes.ask(run, {"train.keep": 7})
+    assert [one["set"] for one in changes.take(run, 3)] == [{"train.epochs": 5}, {"train.keep": 7}]
+    assert not changes.waits(run) and len(changes.take(run, 4)) == 2

@@ -279,6 +279,10 @@ def test_the_queue_is_seen_and_changed(tab: _Runs) -> None:
     queue.pause()
     tab.page.launcher.step()
     assert second.state() == "stopped" and queue.waiting() == [first]
+    with first.claim():  # it began just before the button was pressed
+        (first.folder / "metrics.jsonl").unlink()
+        answer = tab._change_queue({"act": "remove", "run": first.id}, "", *STATE)
+        assert "does not wait" in answer[tab.panel.trouble] and not first.asked("stop")
 
 
 @pytest.mark.parametrize("data", [None, 3, "x", [], {}, {"act": "delete"}, {"act": "hold", "run": "../x"}, {"act": ["hold"]}, {"act": "hold", "run": {"a": 1}}])  # fmt: skip
