@@ -477,9 +477,17 @@ def delete(run: Run) -> None:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        shutil.rmtree(run.folder)
     except Timeout:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id) from None
-    shutil.rmtree(run.folder)
+    except OSError as error:
+        raise Problem(
+            "{path} could not be deleted.",
+            "{error}.",
+            "Close what uses it and try again.",
+            path=error.filename or run.folder,
+            error=error.strerror or error,
+        ) from None
 
 
 def summarise(run: Run) -> dict[str, Any]:

@@ -114,8 +114,9 @@ class Panel:
         return {
             self.head: report.headline(words, run, metrics),
             self.stop: gr.update(visible=busy or state == "queued"),
-            self.save: gr.update(visible=busy and bool(metrics.steps)),
-            self.discard: gr.update(visible=busy),
+            # An export has no checkpoints, and leaves nothing when it is stopped.
+            self.save: gr.update(visible=busy and bool(metrics.steps) and run.job == "train"),
+            self.discard: gr.update(visible=busy and run.job == "train"),
             # Whoever is asked whether it shall be thrown away is not asked again when it has ended meanwhile.
             **({} if busy else {self.sure: gr.update(visible=False)}),
             self.resume: gr.update(visible=run.resumable),

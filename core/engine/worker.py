@@ -90,6 +90,7 @@ def _do(run: Run, wishes: Wishes) -> dict[str, Any]:
     if data.get("job") == "export":
         from core.engine.export import export_job
 
+        wishes.may_break("stop")  # what it has written by then is removed
         return export_job(run, ExportConfig.model_validate(data))
     config = Config.read(data)
     wishes.may_break("stop")

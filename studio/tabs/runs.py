@@ -183,8 +183,8 @@ class _Runs:
             self.overlay,
             self.differing,
         ]
-        shown = [*listed, self.detail, self.log, self.files]
-        opened = [*shown, self.settings, self.take, self.ask, self.name, self.tags, self.note, self.note_trouble]
+        shown = [*listed, self.detail, self.log, self.files, self.take]
+        opened = [*shown, self.settings, self.ask, self.name, self.tags, self.note, self.note_trouble]
         state = [page.run, self.seen, self.view, self.picked, self.search, self.over, self.span, self.log_scale]
         page.timer.tick(self._refresh, inputs=state, outputs=shown, **_QUICK)
         page.run.change(self._open, inputs=state, outputs=opened, **_QUICK)
@@ -242,6 +242,8 @@ class _Runs:
             show(self.log, "log", [run.id, _mark(run.folder / "log.txt")], run.log_tail)
             files = _files(words, run)
             show(self.files, "files", zlib.crc32(files.encode()), lambda: files)
+            link = _link(words, run)
+            show(self.take, "take", link, lambda: link)
         show(self.detail, "detail", run is not None, lambda: gr.update(visible=run is not None))
         return updates | {self.seen: seen} if updates else gr.skip()
 
@@ -256,7 +258,6 @@ class _Runs:
         notes = Notes.read(run) if run else Notes()
         return {
             self.settings: _settings(self.words, run) if run else "",
-            self.take: _link(self.words, run) if run else "",
             self.ask: gr.update(visible=False),
             self.name: notes.name or (run.title if run else ""),
             self.tags: ", ".join(notes.tags),
@@ -342,7 +343,10 @@ class _Runs:
             # The name that it was started with is no other name.
             if notes.name == run.config_data().get("name"):
                 notes = Notes("", notes.note, notes.tags)
-            notes.write(run)
+            try:
+                notes.write(run)
+            except OSError as error:
+                raise Problem("Nothing could be written.", "{error}.", error=error.strerror or error) from None
         except Problem as problem:
             return {self.note_trouble: report.problems(self.words, problem.parts)}
         said = f"<p class='quiet' role='status'>{report.escape(self.words.t('runs.kept'))}</p>"

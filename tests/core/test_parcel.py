@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,15 @@ def test_what_was_not_at_its_end_says_so_in_every_language(tmp_path: Path, priva
     taken = parcel.take_in(runs.create(Config(name="odd"), folder=tmp_path / "odd").folder)
     told = Problem.from_data((taken.result() or {})["problem"])
     assert told.what == "It was brought here before its end."
+
+
+def test_what_cannot_be_read_is_named_and_half_a_zip_is_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(run: Run) -> Iterator[bytes]:
+        yield b"half"
+        raise OSError(5, "Input/output error", "weights")
+
+    monkeypatch.setattr(parcel, "pack", breaks)
+    assert main(["pack", run.id, "--out", str(tmp_path / "a.zip")]) == 2
+    assert "weights: Input/output error" in capsys.readouterr().err and not (tmp_path / "a.zip").exists()

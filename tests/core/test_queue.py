@@ -226,3 +226,18 @@ def test_what_could_not_be_begun_is_not_begun_again_by_itself() -> None:
     run = _new("a")
     runs.note_start(run)
     assert queue.start_next() is None and run.state() == "queued"
+
+
+def test_who_waits_is_stopped_at_once_and_saves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = _new("new"), _new("old")
+    old.finish("failed", step=3)
+    old.ask("resume")
+    (old.folder / "adapter").mkdir()
+    assert main(["save", new.id]) == 2 and "not running" in capsys.readouterr().err and not new.asked("save")
+    assert main(["stop", new.id]) == 0 and new.state() == "stopped"
+    assert (
+        main(["stop", "--discard", old.id]) == 0 and old.state() == "failed" and not (old.folder / "adapter").exists()
+    )
+    starts = _new("starts")
+    runs.note_start(starts)
+    assert main(["stop", starts.id]) == 0 and starts.asked("stop") and starts.result() is None

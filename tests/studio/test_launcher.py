@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import queue, runs
+from core import notice, queue, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Run
@@ -54,7 +54,8 @@ def workers(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subpro
     real = subprocess.Popen
 
     def popen(arguments: list[str], **options: object) -> subprocess.Popen[bytes]:
-        assert arguments[:3] == [sys.executable, "-m", "core"]
+        if arguments[:3] != [sys.executable, "-m", "core"]:
+            return real(arguments, **options)  # type: ignore[call-overload]
         environment = {**options.pop("env"), "PYTHONPATH": str(launcher.ROOT)}  # type: ignore[dict-item]
         started.append(real([sys.executable, str(script), *arguments[3:]], env=environment, **options))  # type: ignore[call-overload]
         return started[-1]
@@ -298,3 +299,20 @@ def test_a_run_that_the_command_line_is_about_to_work_on_is_not_started(
     old.ask("resume")
     Launcher().step()
     assert workers == [] and {new.state(), old.state()} == {"queued"}
+
+
+def test_somebody_is_told_of_a_worker_that_cannot_tell_it_itself(
+    workers: list[subprocess.Popen[bytes]], home: Path
+) -> None:
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).touch()"
+    notice.Wishes(command=(sys.executable, "-c", code, str(home), "{name}-{outcome}")).write()
+    dies, killed, looking = _new("dies"), _new("killed"), Launcher()
+    (dies.folder / "die").touch()
+    looking.step()
+    workers[0].wait()
+    _until(lambda: (looking.step(), killed.state() == "running")[1])
+    looking.step()
+    workers[1].kill()
+    workers[1].wait()
+    looking.step()
+    _until(lambda: (home / "dies-failed").exists() and (home / "killed-interrupted").exists())

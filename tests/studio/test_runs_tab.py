@@ -246,6 +246,41 @@ def test_deleting_asks_says_what_it_frees_and_removes_nothing_else(tab: _Runs, h
     assert not gone.folder.exists() and keep.folder.exists() and outside.read_text() == "{}"
 
 
+def test_a_folder_that_cannot_be_removed_or_written_is_told(tab: _Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run("one")
+    (run.folder / "adapter").mkdir()
+    (run.folder / "notes.json").mkdir()
+    assert "could be written" in tab._keep(run.id, *STATE, "name", "", "note")[tab.note_trouble]
+    (run.folder / "notes.json").rmdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(runs.shutil, "rmtree", refuse)
+    assert "could not be deleted" in str(tab._delete(run.id, *STATE)[tab.panel.trouble])
+
+
+def test_a_zip_can_be_fetched_as_soon_as_a_run_has_ended_and_no_longer(tab: _Runs) -> None:
+    run = _run("one", outcome=None)
+    opened = _open(tab, run.id)
+    assert opened[tab.take] == ""
+    run.finish("stopped", step=2)
+    ended = tab._refresh(run.id, opened[tab.seen], {}, [], "")
+    assert f"{run.id}.zip" in ended[tab.take]
+    run.ask("resume")
+    assert tab._refresh(run.id, ended[tab.seen], {}, [], "")[tab.take] == ""
+
+
+def test_an_export_offers_no_checkpoint_and_nothing_to_throw_away(tab: _Runs) -> None:
+    for config, offered in ((Config(name="a"), True), (runs.ExportConfig(name="b", run="x"), False)):
+        run = runs.create(config)
+        (run.folder / "metrics.jsonl").write_text('{"step": 1, "steps": 2, "loss": 1.0, "time": 1}\n')
+        with run.claim():
+            shown = tab.panel.refresh(run.id, "")
+        buttons = (tab.panel.stop, tab.panel.save, tab.panel.discard)
+        assert [shown[button]["visible"] for button in buttons] == [True, offered, offered]
+
+
 def test_settings_go_to_train(tab: _Runs) -> None:
     run = _run("one", train={"epochs": 7})
     answer = tab._take_settings(run.id)
@@ -408,6 +443,11 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
     overview.look(now=True)
     answer = notifier._refresh("")
     assert [one["title"] for one in answer[notifier.bell]["ended"]] == ["one"]
+    for number in range(25):  # an older run may end last
+        _run(str(number))
+    overview.look(now=True)
+    answer = notifier._refresh("")
+    assert len(answer[notifier.bell]["ended"]) == 26
     assert notifier._refresh(answer[notifier.seen]) == gr.skip()
     assert (
         "role='alert'" in notifier._keep("ftp://x")
@@ -416,3 +456,6 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
     )
     Wishes(command=("x",)).write()
     assert "Kept" in notifier._keep("https://a/b") and Wishes.read() == Wishes("https://a/b", ("x",))
+    assert "Kept" in notifier._keep("https://name.example/secret-token")
+    shown = str(notifier._open().values())
+    assert "name.example" in shown and "secret-token" not in shown, "others may look at this page"
