@@ -213,11 +213,19 @@ def _queue_start(options: argparse.Namespace) -> None:
 def _pack(options: argparse.Namespace) -> None:
     content = parcel.pack(runs.find(options.run))
     try:
-        with options.out.open("xb") as file:
-            for chunk in content:
-                file.write(chunk)
+        file = options.out.open("xb")
     except OSError as error:
         raise Problem("{path} cannot be written.", "{error}.", path=options.out, error=error.strerror) from None
+    try:
+        with file:
+            for chunk in content:
+                file.write(chunk)
+    except BaseException as error:
+        options.out.unlink(missing_ok=True)  # half a zip is none
+        if not isinstance(error, OSError):
+            raise
+        path = error.filename or options.out  # what is read has a name, what is written is open already
+        raise Problem("The run could not be packed.", "{path}: {error}.", path=path, error=error.strerror) from None
     print(f"{options.out}, {options.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -243,7 +251,7 @@ def _load(options: argparse.Namespace) -> Config:
 
 
 def _train(options: argparse.Namespace) -> int:
-    run = runs.create(_load(options), folder=options.run_dir)
+    run = runs.create(_load(options), folder=options.run_dir, here=True)
     print(f"run {run.id} in {run.folder}")
     return _work_here(run)
 
@@ -252,10 +260,11 @@ def _work(options: argparse.Namespace) -> int:
     from core.engine import worker
 
     run = runs.find(options.run)
-    status = worker.main(run)
-    # With no studio open, who ends starts the next one; being told may take a while, and nobody waits for it.
-    queue.start_next()
-    notice.tell(run)
+    try:
+        status = worker.main(run)
+        notice.tell(run)
+    finally:
+        queue.follow(run)  # with no studio open, who ends starts the next one
     return status
 
 
@@ -275,6 +284,7 @@ def _resume(options: argparse.Namespace) -> int:
         )
     if told:
         changes.ask(run, told)
+    runs.note_start(run)  # before it is seen to wait: an open studio would start it
     run.ask("resume")
     return _work_here(run)
 
@@ -290,7 +300,14 @@ def _change(options: argparse.Namespace) -> None:
 
 
 def _work_here(run: Run) -> int:
-    """Work in this process, with the numbers on the screen."""
+    """Work in this process, with the numbers on the screen; what waits in the queue comes after it."""
+    try:
+        return _work_on(run)
+    finally:
+        queue.follow(run)
+
+
+def _work_on(run: Run) -> int:
     from core.engine import worker
 
     done = threading.Event()
@@ -359,6 +376,10 @@ def _print_progress(run: Run, done: threading.Event) -> None:
 def _stop(options: argparse.Namespace) -> None:
     run = _find_active(options.run)
     run.ask("discard" if options.discard else "stop")
+    if run.state() == "queued" and not queue.is_starting(run):
+        queue.remove(run)  # there is no worker that would take the wish
+        print("It was taken out of the queue.")
+        return
     print(
         "It stops; what it learned is thrown away."
         if options.discard
@@ -367,7 +388,10 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _save(options: argparse.Namespace) -> None:
-    _find_active(options.run).ask("save")
+    run = _find_active(options.run)
+    if run.state() == "queued":
+        raise Problem("The run {run} is not running.", "It is {state}.", run=run.id, state=run.state())
+    run.ask("save")
     print("It saves a checkpoint and goes on.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ CHANGEABLE = (
 """Settings that later steps alone depend on."""
 PROLONGING = ("train.epochs", "train.max_steps", "train.early_stopping", "train.early_stopping_metric")
 """Those that can make a finished training go on."""
-_FILE, _WISH = "changes.json", "control/change"
+_FILE, _WISH, _TAKEN = "changes.json", "control/change", "control/change.taken"
 
 
 def ask(run: Run, settings: Mapping[str, Any]) -> None:
@@ -50,7 +51,7 @@ def ask(run: Run, settings: Mapping[str, Any]) -> None:
 
 def waits(run: Run) -> bool:
     """Whether something was asked for that no worker has taken yet."""
-    return (run.folder / _WISH).exists()
+    return any((run.folder / name).exists() for name in (_WISH, _TAKEN))
 
 
 def taken(run: Run) -> list[dict[str, Any]]:
@@ -61,14 +62,22 @@ def taken(run: Run) -> list[dict[str, Any]]:
 
 def take(run: Run, step: int) -> list[dict[str, Any]]:
     """The worker's side of `ask`: a new wish is valid from this step on, also when the run is resumed from before it."""
-    changes = taken(run)
-    if (wish := run.read_json(_WISH)) is not None:
+    _keep_taken(run, step)  # one that a killed worker took and did not keep
+    with contextlib.suppress(FileNotFoundError):
+        # Moved before it is read: what is asked meanwhile is another wish, and must not go with this one.
+        os.replace(run.folder / _WISH, run.folder / _TAKEN)
+        _keep_taken(run, step)
+    return taken(run)
+
+
+def _keep_taken(run: Run, step: int) -> None:
+    """Put the wish that was taken among the changes, once."""
+    if (wish := run.read_json(_TAKEN)) is not None:
+        changes = taken(run)
         if wish.get("id") not in [change["id"] for change in changes]:
             changes.append({"id": wish.get("id"), "step": step, "set": wish.get("set", {})})
             write_whole(run.folder / _FILE, json.dumps({"changes": changes}, indent=2))
-        with contextlib.suppress(FileNotFoundError):
-            (run.folder / _WISH).unlink()
-    return changes
+    (run.folder / _TAKEN).unlink(missing_ok=True)
 
 
 def apply(config: Config, changes: Sequence[Mapping[str, Any]]) -> Config:

@@ -423,13 +423,25 @@ def _default_method() -> Settings:
 
 
 # Safe in both forms; the one in C, which a few installations lack, is ten times as fast.
+_DEEPEST = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what is nested so deeply that the loader, which is C and calls itself, would bring down the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"nested more than {_DEEPEST} levels deep")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; a Problem names line and column when it is none."""
     try:
-        loader = _LOADER(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_depth(text)
+        loader = _LOADER(text)
         try:
             data = loader.get_single_data()
         finally:
@@ -442,7 +454,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise Problem(
             "{path} cannot be read.", "{error}", "Give a YAML file in UTF-8.", path=path, error=error
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise Problem(
             "{path} is no valid YAML.", "{error}", "Mend that line and try again.", path=path, error=error
         ) from None

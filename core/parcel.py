@@ -24,6 +24,8 @@ from core.runs import Run, slug, sync_folder
 
 # What belongs to the machine and its processes, and what is somebody's wish of the moment.
 _LEFT_OUT = {"worker.json", "worker.lock", "launch.json", "log.txt", "control"}
+# What the libraries of trackers wrote holds the names of machine and user in forms that nobody here knows.
+_LEFT_OUT |= {"tensorboard", "wandb", "mlflow.db", "mlruns", "mlartifacts"}
 _TEXTS = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".jinja", ".csv"}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz"}
 _CHUNK = 2**20
@@ -60,7 +62,7 @@ def pack(run: Run) -> Iterator[bytes]:
     Raises:
         Problem: while it is at work, or waits.
     """
-    if run.state() not in ("completed", "stopped", "failed", "interrupted"):
+    if run.state() not in runs.ENDED:
         raise Problem("The run {run} is not at its end.", "It is {state}.", "Stop it first.", run=run.title, state=run.state())  # fmt: skip
     return _pack(run, _Cleaner(run))
 
@@ -115,7 +117,8 @@ class _Cleaner:
         paths = set(_paths(run.config_data())) | homes
         # The longest first: a home is the beginning of all the others. Spaces and the like are part of a known path.
         self.known = sorted((path for path in paths if len(path) > 3), key=len, reverse=True)
-        self.homes = [home.encode() for home in homes if len(home) > 5]
+        # Not the shortest: by chance they stand in any large file.
+        self.private = [path.encode() for path in self.known if len(path) > 5]
         secrets = {
             value for name, value in os.environ.items() if name.upper().endswith(("TOKEN", "API_KEY", "PASSWORD"))
         }
@@ -126,8 +129,8 @@ class _Cleaner:
         self.secrets = [secret for secret in secrets if len(secret) >= 8]
 
     def spoils(self, path: Path) -> bool:
-        """Whether one of the user's own folders or secrets stands in the file."""
-        wanted = [*self.homes, *(secret.encode() for secret in self.secrets)]
+        """Whether one of the user's own folders, one that the settings name, or a secret stands in the file."""
+        wanted = [*self.private, *(secret.encode() for secret in self.secrets)]
         longest, rest = max(map(len, wanted), default=1), b""
         for chunk in _read(path):
             rest = rest[-longest:] + chunk
@@ -150,7 +153,7 @@ class _Cleaner:
                 yield yaml.safe_dump(
                     _walk(yaml.safe_load(text), self.clean), sort_keys=False, allow_unicode=True
                 ).encode()
-            except yaml.YAMLError:
+            except (yaml.YAMLError, RecursionError):
                 yield self.clean(text).encode()
         else:
             yield self.clean(path.read_text(encoding="utf-8", errors="replace")).encode()
@@ -246,7 +249,10 @@ def take_in(folder: Path) -> Run:
                 os.chmod(target, 0o600)
         _check_config(copy)
         if Run(copy).result() is None:
-            Run(copy).finish("interrupted", "It was brought here before its end.")
+            problem = Problem(
+                "It was brought here before its end.", to_do="Resume it, or take its settings for a new one."
+            )
+            Run(copy).finish("interrupted", str(problem), problem=problem.to_data())
         return Run(_settle(copy, folder.name))
     except OSError as error:
         raise Problem("{folder} could not be copied.", "{error}.", "Nothing of it was kept.", folder=folder, error=error) from None  # fmt: skip

@@ -49,7 +49,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         data = file.read()
         whole = data[: data.rfind(b"\n") + 1].splitlines()
         for line in whole if size <= _TAIL else whole[1:]:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 found = json.loads(line)
                 lines += [found] if isinstance(found, dict) else []
     return lines

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -17,7 +19,7 @@ from core.problem import Problem
 from core.runs import Run, write_whole
 
 _FILE = "queue.json"
-_NOTE = "launch.json"
+_LEFT = ".left.json"
 
 
 @dataclass
@@ -109,7 +111,16 @@ def pause(on: bool = True) -> None:
 
 
 def remove(run: Run) -> None:
-    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before."""
+    """Take a run out of the queue: one that never began ends as stopped, one that was to be resumed is as before.
+
+    One whose worker is starting already is asked to stop instead: that worker finds the wish, whatever else it is.
+    """
+    if is_starting(run):
+        run.ask("stop")
+        return
+    with _change() as order:
+        # Resumed later it waits like any other.
+        order.order, order.held = [name for name in order.order if name != run.id], order.held - {run.id}
     if run.take("discard"):
         run.discard()
     for wish in ("stop", "resume", "save"):
@@ -128,40 +139,65 @@ def launch(run: Run) -> subprocess.Popen[bytes] | None:
     try:
         child = spawn(["work", str(run.folder)], run.folder / "log.txt")
     except OSError as error:
-        run.finish("failed", f"The worker could not be started: {error}", step=0)
+        run.take("resume")  # or it would be tried again for ever
+        problem = Problem("The worker could not be started.", "{error}.", error=error)
+        run.finish("failed", str(problem), step=0, problem=problem.to_data())
         return None
     with contextlib.suppress(OSError):
-        write_whole(run.folder / _NOTE, json.dumps(process.identify(child.pid)))
+        runs.note_start(run, child.pid)
     return child
 
 
 def is_starting(run: Run) -> bool:
     """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
-    return process.lives(run.read_json(_NOTE))
+    return process.lives(run.read_json(runs.LAUNCH))
 
 
-def start_next() -> Run | None:
+def follow(run: Run) -> None:
+    """The last thing that a worker of this run does: start what is next; whatever is wrong then is not its own failure."""
+    # Who adds a run from now on starts it, and need not wait until this process is gone, of which nobody would learn.
+    try:
+        write_whole(run.folder / _LEFT, json.dumps(process.identify()))
+        start_next(patience=5.0)
+    except OSError as error:
+        print(f"queue: {error}", file=sys.stderr)
+
+
+def _has_left(run: Run, worker: Mapping[str, Any]) -> bool:
+    """Whether that worker of the run has ended its work and is about to be gone."""
+    left = run.read_json(_LEFT) or {}
+    return (left.get("pid"), left.get("birth")) == (worker["pid"], worker["birth"])
+
+
+def start_next(patience: float = 1.0) -> Run | None:
     """Start what is next when the device is free and no studio is open, which would start it itself.
 
     A worker calls this when it has ended, so that a queue is worked off with no studio at all. What is started has a
     session of its own and outlives the caller.
 
+    Args:
+        patience: seconds to wait for another process that looks what is next, and may not have seen the newest.
+
     Returns:
         The run that was started; None when there is none, or another process sees to it.
     """
-    with contextlib.suppress(Timeout), FileLock(runs.home() / "launcher.lock", mode=0o600).acquire(timeout=0):
+    lock = FileLock(runs.home() / "launcher.lock", mode=0o600)
+    with contextlib.suppress(Timeout), lock.acquire(timeout=patience):
         everything = runs.all_runs()
         some = waiting(everything)
-        for run in [run for run in some if run.asked("stop")]:
+        for run in [run for run in some if run.asked("stop") and not is_starting(run)]:
             remove(run)
             some.remove(run)
-        at_work = [worker for run in everything if (worker := run.worker()) is not None]
-        if any(worker["pid"] != os.getpid() for worker in at_work):
+        at_work = [(run, worker) for run in everything if (worker := run.worker()) is not None]
+        if any(worker["pid"] != os.getpid() and not _has_left(run, worker) for run, worker in at_work):
             return None
+        # What this process was started for and could not begin is not tried again at once.
+        mine = {run for run in some if (run.read_json(runs.LAUNCH) or {}).get("pid") == os.getpid()}
         # Also one that was started and has not signed in yet, whatever its state is called.
-        if any(is_starting(run) for run in everything if run.result() is None or run.asked("resume")):
+        others = [run for run in everything if run not in mine and (run.result() is None or run.asked("resume"))]
+        if any(is_starting(run) for run in others if (run.read_json(runs.LAUNCH) or {}).get("pid") != os.getpid()):
             return None
         for run in ready(some):
-            if launch(run) is not None:
+            if run not in mine and launch(run) is not None:
                 return run
     return None

@@ -32,8 +32,13 @@ from core.problem import Problem
 State = Literal["queued", "starting", "running", "stalled", "stopping", "completed", "stopped", "failed", "interrupted"]
 ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 """The states of a run that somebody works on, or will without being asked again."""
+ENDED = ("completed", "stopped", "failed", "interrupted")
+"""The states of a run that has ended, and so what a result may say."""
 
 _RESERVE, _RESERVED = ".reserve", 2**16
+
+LAUNCH = "launch.json"
+"""Which process was started to work on a run, as `note_start` writes it."""
 
 NOTES = "notes.json"
 """What a person wrote about a run, as `core.notes` reads and writes it."""
@@ -120,7 +125,7 @@ class Metrics:
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
         for line in whole.splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
                 self._take(json.loads(line))
         return self
 
@@ -171,13 +176,18 @@ class Run:
     def title(self) -> str:
         """Its name for people: the one that somebody gave it, else the one that it was started with."""
         given = (self.read_json(NOTES) or {}).get("name")
-        return given if isinstance(given, str) and given else str(self.config_data().get("name") or self.id)
+        if isinstance(given, str) and given:
+            return given
+        try:
+            return str(self.config_data().get("name") or self.id)
+        except Problem:
+            return self.id
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """One of the folder's JSON files; None while there is none."""
         try:
             data = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
 
@@ -185,7 +195,7 @@ class Run:
         """How it ended: outcome, message, step, what is on disk; None before that."""
         found = self.read_json("result.json")
         # A folder that another program wrote, or only half, must not stand in the way of all others.
-        return found if found and isinstance(found.get("outcome"), str) else None
+        return found if found and found.get("outcome") in ENDED else None
 
     def worker(self) -> dict[str, Any] | None:
         """The process that works on it, when it lives."""
@@ -234,7 +244,9 @@ class Run:
         result = self.result()
         if result is not None:
             return result["outcome"]
-        return "interrupted" if (self.folder / "worker.json").exists() else "queued"
+        # Whoever wrote a result that is none: it was begun, and does not begin by itself.
+        begun = any((self.folder / name).exists() for name in ("worker.json", "result.json"))
+        return "interrupted" if begun else "queued"
 
     @property
     def resumable(self) -> bool:
@@ -265,7 +277,7 @@ class Run:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.folder / "samples.jsonl").read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
                         sample = json.loads(line)
                         lines[sample["step"], sample["prompt"]] = sample
         return list(lines.values())
@@ -340,23 +352,24 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-") or "run"
 
 
-def create(config: Settings, *, folder: Path | None = None, token: str | None = None) -> Run:
+def create(config: Settings, *, folder: Path | None = None, token: str | None = None, here: bool = False) -> Run:
     """A new run folder with its config.yaml, waiting for a worker.
 
     Args:
         config: all settings, resolved.
         folder: where; by default a new folder among the runs.
         token: one press of the Start button; the same token gives the same run, however often it arrives.
+        here: this process will work on it itself, and nobody else shall start it.
     """
     if token is None:
-        return _create(config, folder)
+        return _create(config, folder, here)
     starts = home() / "starts"
     make_private_folder(starts)
     note = starts / slug(token)
     with FileLock(starts / "lock", mode=0o600):
         if note.exists():
             return find(note.read_text())
-        run = _create(config, folder)
+        run = _create(config, folder, here)
         write_whole(note, run.id)
     return run
 
@@ -380,7 +393,7 @@ def _resolve(name: str) -> str:
     return name
 
 
-def _create(config: Settings, folder: Path | None) -> Run:
+def _create(config: Settings, folder: Path | None, here: bool) -> Run:
     data = resolve_paths(config) if isinstance(config, Config) else config.model_dump(mode="json")
     if folder is None:
         stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{slug(data['name'] or data['job'])}"
@@ -403,8 +416,15 @@ def _create(config: Settings, folder: Path | None) -> Run:
             )
         make_private_folder(folder)
     assert folder is not None
+    if here:
+        note_start(Run(folder))  # before there is a run to be seen
     write_whole(folder / "config.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     return Run(folder)
+
+
+def note_start(run: Run, pid: int | None = None) -> None:
+    """Note whose turn it is to become the run's worker (by default this process), until it signs in itself."""
+    write_whole(run.folder / LAUNCH, json.dumps(process.identify(pid)))
 
 
 def find(name: str) -> Run:
@@ -446,7 +466,28 @@ def delete(run: Run) -> None:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id)
     if run.folder.parent != runs_folder():
         raise Problem("{folder} is not among the studio's runs.", to_do="Remove it yourself.", folder=run.folder)
-    shutil.rmtree(run.folder)
+    lock = FileLock(run.folder / "worker.lock", mode=0o600)
+    try:
+        with lock.acquire(timeout=0):
+            # The settings last but what says that it has ended: a run without them is none, and is not begun by anybody.
+            last = ["config.yaml", "result.json", "worker.json"]
+            others = [path for path in run.folder.iterdir() if path.name not in (*last, "worker.lock")]
+            for path in [*others, *(run.folder / name for name in last)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        shutil.rmtree(run.folder)
+    except Timeout:
+        raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id) from None
+    except OSError as error:
+        raise Problem(
+            "{path} could not be deleted.",
+            "{error}.",
+            "Close what uses it and try again.",
+            path=error.filename or run.folder,
+            error=error.strerror or error,
+        ) from None
 
 
 def summarise(run: Run) -> dict[str, Any]:

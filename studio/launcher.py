@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock, Timeout
 
-from core import queue, runs
+from core import notice, queue, runs
 from core.launch import ROOT, environment
 from core.problem import Problem
 from core.runs import Run
@@ -31,6 +31,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._children: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        self._working: set[str] = set()
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -92,14 +93,24 @@ class Launcher:
         self._bury()
         everything = sorted(runs.all_runs(), key=lambda run: run.id)
         waiting = queue.waiting(everything)
-        for run in [run for run in waiting if run.asked("stop")]:
+        # One that is starting keeps the wish: its worker takes it.
+        for run in [run for run in waiting if run.asked("stop") and not self._is_starting(run)]:
             queue.remove(run)
             waiting.remove(run)
+        self._tell_killed(everything)
         busy = any(run.worker() is not None for run in everything)
         starting = [run for run in waiting if self._is_starting(run)]
         ready = queue.ready(waiting)
         if ready and not busy and not starting:
             self._launch(ready[0])
+
+    def _tell_killed(self, everything: Sequence[Run]) -> None:
+        """A worker that was killed can tell nobody that the run has ended."""
+        working = {run.id for run in everything if run.worker() is not None and run.result() is None}
+        for run in everything:
+            if run.id in self._working - working and run.state() == "interrupted":
+                _tell(run)
+        self._working = working
 
     def _work(self) -> None:
         # Two studios may share a home; only one of them starts workers, the other waits for its turn.
@@ -109,9 +120,10 @@ class Launcher:
                 while not self._ended.is_set():
                     try:
                         self.step()
-                    except (OSError, Problem, psutil.Error, KeyError, TypeError, ValueError) as error:
-                        # A folder that vanishes or is half written while it is looked at is looked at again.
-                        print(f"launcher: {error}", file=sys.stderr)
+                    except Exception as error:
+                        # A folder that vanishes or is half written while it is looked at is looked at again; whatever
+                        # is in it, the others must go on.
+                        print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr)
                     self._awake.wait(_EVERY)
                     self._awake.clear()
             self._ended.wait(_EVERY)
@@ -137,12 +149,15 @@ class Launcher:
             with contextlib.suppress(Problem):
                 run = runs.find_id(run_id)
                 if not _signed_in(run, started):
-                    run.take("resume")
-                    run.finish(
-                        "failed",
-                        run.log_tail(_LOG_TAIL).strip() or f"The worker ended with {child.returncode}.",
-                        step=0,
-                    )
+                    self._give_last_words(run, child.returncode)
+
+    def _give_last_words(self, run: Run, code: int) -> None:
+        """Say that it failed, unless somebody else works on it: then it was that worker who sent ours away."""
+        with contextlib.suppress(Timeout), FileLock(run.folder / "worker.lock", mode=0o600).acquire(timeout=0):
+            if run.worker() is None and run.state() == "queued":
+                run.take("resume")
+                run.finish("failed", run.log_tail(_LOG_TAIL).strip() or f"The worker ended with {code}.", step=0)
+                _tell(run)
 
     def _ask_device(self) -> None:
         """Ask the engine once which device there is; the studio itself never loads torch."""
@@ -152,6 +167,11 @@ class Launcher:
                 cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True,
             )  # fmt: skip
             self._device = json.loads(answer.stdout)
+
+
+def _tell(run: Run) -> None:
+    """Tell whoever wants to know how it ended, which may take a while."""
+    threading.Thread(target=notice.tell, args=(run,), name="notice", daemon=True).start()
 
 
 def _signed_in(run: Run, started: float) -> bool:

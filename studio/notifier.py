@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 
-from core import notice
+from core import notice, runs
 from core.problem import Problem
 from studio import report
 from studio.overview import overview
 from studio.tabs import Page
 
 _QUICK = {"queue": False, "show_progress": "hidden"}
-_NEWEST = 20
-_ENDED = ("completed", "stopped", "failed", "interrupted")
 # Who ended while nobody looked is known by what this browser has seen; on its first look it remembers and says nothing.
 _LISTEN = """
 const key = 'atelier.ended', wish = 'atelier.notify';
@@ -37,7 +36,8 @@ const look = () => {
   const ended = (props.value && props.value.ended) || null;
   if (!ended) return;
   const old = localStorage.getItem(key), seen = new Set(JSON.parse(old || '[]'));
-  localStorage.setItem(key, JSON.stringify(ended.map((one) => one.key)));
+  // What is gone from the list for a moment is not told again.
+  localStorage.setItem(key, JSON.stringify([...new Set([...seen, ...ended.map((one) => one.key)])]));
   if (old === null || !can || Notification.permission !== 'granted' || localStorage.getItem(wish) !== 'on') return;
   for (const one of ended.filter((one) => !seen.has(one.key))) new Notification(one.title, {body: one.body, tag: one.key});
 };
@@ -68,7 +68,7 @@ class _Notifier:
             self.told = gr.HTML()
             self.command = gr.HTML()
         page.timer.tick(self._refresh, inputs=[self.seen], outputs=[self.seen, self.bell], **_QUICK)
-        page.blocks.load(self._open, outputs=[self.seen, self.bell, self.webhook, self.command], **_QUICK)
+        page.blocks.load(self._open, outputs=[self.seen, self.bell, self.told, self.command], **_QUICK)
         self.keep.click(self._keep, inputs=[self.webhook], outputs=[self.told], **_QUICK)
 
     def _refresh(self, seen: Any) -> Any:
@@ -76,8 +76,8 @@ class _Notifier:
         ended = [
             {"key": f"{run.id} {run.state} {run.step}", "title": run.title, "body": words.t(f"common.word_{run.state}")}
             for run in overview.look()
-            if run.state in _ENDED
-        ][:_NEWEST]
+            if run.state in runs.ENDED
+        ]
         now = " ".join(one["key"] for one in ended)
         return gr.skip() if now == seen else {self.seen: now, self.bell: {"ended": ended}}
 
@@ -85,7 +85,14 @@ class _Notifier:
         wishes = notice.Wishes.read()
         said = self.page.words.t("notify.command", command=" ".join(wishes.command) or "–")
         found = self._refresh(None)
-        return found | {self.webhook: wishes.webhook, self.command: f"<p class='quiet'>{report.escape(said)}</p>"}
+        return found | {self.told: self._address(wishes), self.command: f"<p class='quiet'>{report.escape(said)}</p>"}
+
+    def _address(self, wishes: notice.Wishes) -> str:
+        """Which host is told. Not the whole address: it may hold a token, and others may look at this page."""
+        if not wishes.webhook:
+            return ""
+        said = self.page.words.t("notify.webhook_host", host=urlsplit(wishes.webhook).hostname or "?")
+        return f"<p class='quiet'>{report.escape(said)}</p>"
 
     def _keep(self, webhook: Any) -> Any:
         """Keep the address. The command is not set from a page: who can reach a page shall not run programs."""
@@ -93,7 +100,11 @@ class _Notifier:
             wishes = notice.Wishes(notice.check_webhook(webhook), notice.Wishes.read().command)
         except Problem as problem:
             return report.problems(self.page.words, problem.parts)
-        wishes.write()
+        try:
+            wishes.write()
+        except OSError as error:
+            problem = Problem("Nothing could be written.", "{error}.", error=error.strerror or error)
+            return report.problems(self.page.words, problem.parts)
         return f"<p class='quiet' role='status'>{report.escape(self.page.words.t('notify.kept'))}</p>"
 
 

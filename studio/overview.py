@@ -14,7 +14,6 @@ from typing import Any
 
 from core import runs
 from core.notes import Notes
-from core.problem import Problem
 from core.runs import NOTES, Metrics, Run, write_whole
 from studio import charts, report
 from studio.metrics import Reader, has_read, read_metrics
@@ -24,7 +23,7 @@ _STAMPED = (
 )  # fmt: skip
 _FRESH = 0.9
 _SAVE_EVERY = 20.0
-_ENDED = ("completed", "stopped", "failed", "interrupted")
+_ENDED = runs.ENDED
 _VERSION = 1
 _LONG = 8 * 2**20
 _END_BYTES = 2**16
@@ -111,7 +110,7 @@ class Overview:
             self._known[run.id] = stamp, found
             self._unsaved = self._unsaved or state in _ENDED
             return found
-        except (Problem, KeyError, TypeError, ValueError, AttributeError, OSError):
+        except Exception:
             # A folder that was made by hand, or is being deleted, must not hide the others.
             return Summary(run.id, run.id, broken=True)
 
@@ -176,7 +175,7 @@ def _read_end(run: Run) -> Metrics:
         file.seek(-_END_BYTES, os.SEEK_END)
         lines = file.read().split(b"\n")[1:-1]
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and "event" not in row and _is_number(row.get("step")):
                 (found.evals if "eval_loss" in row else found.steps).append(row)

@@ -103,8 +103,10 @@ class Panel:
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
         try:
             return {self.seen: now} | self._draw(run)
-        except (Problem, KeyError, TypeError, ValueError, OSError) as error:
-            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"}
+        except Exception as error:  # whatever lies in a folder, the page goes on, and lets it be deleted
+            buttons = (self.stop, self.save, self.discard, self.sure, self.resume, self.chat, self.export)
+            hidden = {button: gr.update(visible=False) for button in buttons}
+            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"} | hidden
 
     def _draw(self, run: Run) -> Updates:
         words, metrics, state = self.page.words, read_metrics(run), run.state()
@@ -112,8 +114,9 @@ class Panel:
         return {
             self.head: report.headline(words, run, metrics),
             self.stop: gr.update(visible=busy or state == "queued"),
-            self.save: gr.update(visible=busy and bool(metrics.steps)),
-            self.discard: gr.update(visible=busy),
+            # An export has no checkpoints, and leaves nothing when it is stopped.
+            self.save: gr.update(visible=busy and bool(metrics.steps) and run.job == "train"),
+            self.discard: gr.update(visible=busy and run.job == "train"),
             # Whoever is asked whether it shall be thrown away is not asked again when it has ended meanwhile.
             **({} if busy else {self.sure: gr.update(visible=False)}),
             self.resume: gr.update(visible=run.resumable),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import html
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,7 +41,12 @@ def progress(run: Run, metrics: Metrics) -> tuple[int, int]:
     """The step that it is at, of how many."""
     last = metrics.steps[-1] if metrics.steps else {}
     result = run.result() or {}
-    return int(last.get("step") or result.get("step") or 0), int(last.get("steps") or result.get("steps") or 0)
+    return _count(last.get("step") or result.get("step")), _count(last.get("steps") or result.get("steps"))
+
+
+def _count(value: Any) -> int:
+    """A number of steps; 0 for what is none, since a file may hold anything."""
+    return int(value) if _is_number(value) and math.isfinite(value) else 0
 
 
 def sentence(words: Language, run: Run, metrics: Metrics, state: State | None = None) -> str:

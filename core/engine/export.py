@@ -22,6 +22,7 @@ from core.engine.layers import cannot_merge
 from core.engine.log import Log
 from core.engine.model import choose_dtype, end_token_ids, find_device, load_model
 from core.engine.quantization import dequantized_weights
+from core.engine.wishes import Interrupted
 from core.formats import Message
 from core.loading import write_lines
 from core.model import locate
@@ -59,7 +60,7 @@ def export_job(run: Run, config: ExportConfig) -> dict[str, Any]:
         facts = export(
             find_id(config.run), config.to, run.folder / "export", config.dtype, progress, merge_base=config.merge_base
         )
-    except Stopped:
+    except (Stopped, Interrupted):
         return {"outcome": "stopped", "message": ""}
     return {"outcome": "completed", "step": len(stages), "steps": len(stages)} | facts
 

@@ -40,6 +40,10 @@ class Log:
     def sample(self, step: int, prompt: str, answer: str) -> None:
         self._append("samples.jsonl", {"step": step, "prompt": prompt, "answer": answer})
 
+    def close(self) -> None:
+        """Let the tracker write what it still has, while its library is whole: at the end of the process it may not be."""
+        self.tracking.close()
+
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

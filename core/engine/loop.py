@@ -65,8 +65,16 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         Problem: when model, data and settings do not go together, or the training diverges.
         Interrupted: when it is told to stop before its first step.
     """
-    wishes.may_break("stop")  # there is nothing yet that could be lost
     log = Log(run)
+    try:
+        return _train(run, config, wishes, log)
+    finally:
+        wishes.may_break()
+        log.close()
+
+
+def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]:
+    wishes.may_break("stop")  # there is nothing yet that could be lost
     accelerator = Accelerator(gradient_accumulation_steps=1, mixed_precision=_mixed_precision(config))
     device = accelerator.device
     torch.manual_seed(config.train.seed)
@@ -253,7 +261,7 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         if last:
             outcome = "completed"
             break
-        if run.take("stop"):
+        if run.asked("stop"):  # the worker takes it when all is written, and until then it is stopping
             outcome = "stopped"
             break
         if not evaluated:

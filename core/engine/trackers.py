@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import os
 import queue
@@ -125,7 +124,6 @@ class Tracking:
         if name in TRACKERS:
             self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
             self._thread.start()
-            atexit.register(self.close)
 
     @classmethod
     def of(cls, run: Run, tell: Callable[[str], None]) -> Tracking:

@@ -34,7 +34,8 @@ def work(run: Run) -> dict[str, Any]:
     os.umask(0o077)  # what is learned from private rows is private
     with run.claim():
         (run.folder / "result.json").unlink(missing_ok=True)
-        for old in ("resume", "discard", "save"):
+        # Who stopped it while it was starting may have said more than that.
+        for old in ("resume", "save") if run.asked("stop") else ("resume", "discard", "save"):
             run.take(old)
         wishes = Wishes(run)
         try:
@@ -89,6 +90,7 @@ def _do(run: Run, wishes: Wishes) -> dict[str, Any]:
     if data.get("job") == "export":
         from core.engine.export import export_job
 
+        wishes.may_break("stop")  # what it has written by then is removed
         return export_job(run, ExportConfig.model_validate(data))
     config = Config.read(data)
     wishes.may_break("stop")

@@ -183,8 +183,8 @@ class _Runs:
             self.overlay,
             self.differing,
         ]
-        shown = [*listed, self.detail, self.log, self.files]
-        opened = [*shown, self.settings, self.take, self.ask, self.name, self.tags, self.note, self.note_trouble]
+        shown = [*listed, self.detail, self.log, self.files, self.take]
+        opened = [*shown, self.settings, self.ask, self.name, self.tags, self.note, self.note_trouble]
         state = [page.run, self.seen, self.view, self.picked, self.search, self.over, self.span, self.log_scale]
         page.timer.tick(self._refresh, inputs=state, outputs=shown, **_QUICK)
         page.run.change(self._open, inputs=state, outputs=opened, **_QUICK)
@@ -242,6 +242,8 @@ class _Runs:
             show(self.log, "log", [run.id, _mark(run.folder / "log.txt")], run.log_tail)
             files = _files(words, run)
             show(self.files, "files", zlib.crc32(files.encode()), lambda: files)
+            link = _link(words, run)
+            show(self.take, "take", link, lambda: link)
         show(self.detail, "detail", run is not None, lambda: gr.update(visible=run is not None))
         return updates | {self.seen: seen} if updates else gr.skip()
 
@@ -256,7 +258,6 @@ class _Runs:
         notes = Notes.read(run) if run else Notes()
         return {
             self.settings: _settings(self.words, run) if run else "",
-            self.take: _link(self.words, run) if run else "",
             self.ask: gr.update(visible=False),
             self.name: notes.name or (run.title if run else ""),
             self.tags: ", ".join(notes.tags),
@@ -315,6 +316,10 @@ class _Runs:
             elif run is not None and act in ("hold", "release"):
                 queue.hold(run, act == "hold")
             elif run is not None and act == "remove":
+                if run.state() != "queued":  # it may have begun since the page was drawn
+                    raise Problem(
+                        "The run {run} does not wait in the queue.", "It is {state}.", run=run.title, state=run.state()
+                    )
                 self.page.launcher.stop(run)
             else:
                 return gr.skip()
@@ -338,7 +343,10 @@ class _Runs:
             # The name that it was started with is no other name.
             if notes.name == run.config_data().get("name"):
                 notes = Notes("", notes.note, notes.tags)
-            notes.write(run)
+            try:
+                notes.write(run)
+            except OSError as error:
+                raise Problem("Nothing could be written.", "{error}.", error=error.strerror or error) from None
         except Problem as problem:
             return {self.note_trouble: report.problems(self.words, problem.parts)}
         said = f"<p class='quiet' role='status'>{report.escape(self.words.t('runs.kept'))}</p>"
@@ -369,7 +377,7 @@ class _Runs:
         if run is None:
             return gr.skip()
         try:
-            if run.state() == "queued":
+            if run.state() == "queued" and _is_readable(run):
                 raise Problem("The run {run} is still waiting for its turn.", to_do="Stop it first.", run=run.title)
             runs.delete(run)
         except Problem as problem:
@@ -387,6 +395,14 @@ class _Runs:
         said = f"<p class='note good' role='status'>{report.escape(self.words.t('runs.imported', name=run.title))}</p>"
         found = _plain(self._open(run.id, *_padded(state[1:])))
         return {self.page.run: run.id, self.source: "", self.import_trouble: said} | found
+
+
+def _is_readable(run: Run) -> bool:
+    """Whether its settings are settings, so that it could ever begin."""
+    try:
+        return bool(run.config_data())
+    except Problem:
+        return False
 
 
 def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
@@ -545,7 +561,12 @@ def _row(code: str, run: Summary, is_selected: bool, is_picked: bool) -> str:
     words, name, id = Language(code), report.escape(run.title), report.escape(run.id)
     box = f"<td class='pick'><input type='checkbox' data-pick='{id}' aria-label='{report.escape(words.t('runs.compare_one', name=run.title))}'{' checked' if is_picked else ''}></td>"
     if run.broken:
-        return f"<tr><td></td><td colspan='{len(_COLUMNS)}'>{name} <span class='when'>{report.escape(words.t('runs.broken'))}</span></td></tr>"
+        # It can be opened, so that it can be deleted.
+        return (
+            f"<tr data-run='{id}' class='{'selected' if is_selected else ''}'><td></td><td class='name' colspan='{len(_COLUMNS)}'>"
+            f"<button type='button' data-run='{id}' aria-pressed='{str(is_selected).lower()}'>{name}</button> "
+            f"<span class='when'>{report.escape(words.t('runs.broken'))}</span></td></tr>"
+        )
     note = f"<span class='run-note'>{report.escape(run.note.splitlines()[0][:120])}</span>" if run.note else ""
     tags = "".join(f"<span class='tag'>{report.escape(tag)}</span>" for tag in run.tags)
     scores = report.scores(words, run.metrics)
@@ -635,9 +656,9 @@ def _link(words: Language, run: Run) -> str:
 
 def _settings(words: Language, run: Run) -> str:
     """Every setting of a run with where it came from."""
-    if run.job != "train":
-        return ""
     try:
+        if run.job != "train":
+            return ""
         config = run.config()
     except Problem as problem:
         return report.problems(words, problem.parts)

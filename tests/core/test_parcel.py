@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,45 @@ def test_the_command_line_packs_and_takes_in(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setenv("ATELIER_HOME", str(tmp_path / "other"))
     assert main(["import", str(tmp_path / "unpacked" / run.id)]) == 0
     assert [one.title for one in runs.all_runs()] == ["travels"]
+
+
+@pytest.mark.parametrize("outcome", ["queued", "xyz"])
+def test_a_result_of_no_known_end_is_an_interruption(run: Run, tmp_path: Path, outcome: str) -> None:
+    elsewhere = runs.create(Config(name="odd"), folder=tmp_path / "odd")
+    (elsewhere.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
+    taken = parcel.take_in(elsewhere.folder)
+    assert taken.state() == "interrupted" and (taken.result() or {})["outcome"] == "interrupted"
+
+
+def test_nothing_of_a_tracker_and_no_path_of_the_settings_is_packed(run: Run) -> None:
+    for name in ("tensorboard/events.out.tfevents.1.my-host-name.1", "wandb/run/files/wandb-metadata.json", "mlflow.db", "mlruns/0/meta.yaml"):  # fmt: skip
+        (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.folder / name).write_text("my-host-name")
+    folder = run.folder.parents[4] / "elsewhere" / "rows.jsonl"
+    folder.parent.mkdir()
+    folder.write_text("{}")
+    data = run.config_data()
+    data["data"]["train"] = str(folder)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(data))
+    (run.folder / "adapter" / "told.safetensors").write_bytes(b"\0" + str(folder).encode())
+    packed, archive = _packed(run)
+    assert b"my-host-name" not in packed and str(folder).encode() not in packed
+    assert not any("told" in name for name in archive.namelist())
+
+
+def test_what_was_not_at_its_end_says_so_in_every_language(tmp_path: Path, private: Path) -> None:
+    taken = parcel.take_in(runs.create(Config(name="odd"), folder=tmp_path / "odd").folder)
+    told = Problem.from_data((taken.result() or {})["problem"])
+    assert told.what == "It was brought here before its end."
+
+
+def test_what_cannot_be_read_is_named_and_half_a_zip_is_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(run: Run) -> Iterator[bytes]:
+        yield b"half"
+        raise OSError(5, "Input/output error", "weights")
+
+    monkeypatch.setattr(parcel, "pack", breaks)
+    assert main(["pack", run.id, "--out", str(tmp_path / "a.zip")]) == 2
+    assert "weights: Input/output error" in capsys.readouterr().err and not (tmp_path / "a.zip").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 from filelock import FileLock
 from ground import ROOT
 
-from core import queue, runs
+from core import notice, process, queue, runs
 from core.__main__ import main
 from core.config import Config
 from core.problem import Problem
@@ -164,3 +165,79 @@ def test_the_command_line_adds_lists_and_changes(home: Path, capsys: pytest.Capt
     assert main(["queue", "release", one.id]) == 0 and queue.read().held == set()
     assert main(["queue", "remove", two.id]) == 0 and two.state() == "stopped"
     assert main(["queue", "remove", two.id]) == 2 and "does not wait" in capsys.readouterr().err
+
+
+def test_who_cannot_be_started_fails_once_and_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _new("a")
+    run.finish("stopped", step=3)
+    run.ask("resume")
+    monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
+    assert queue.start_next() is None
+    assert run.state() == "failed" and queue.waiting() == []
+    told = Problem.from_data((run.result() or {})["problem"])
+    assert told.what == "The worker could not be started."
+
+
+def test_who_is_taken_out_is_no_longer_on_hold() -> None:
+    run, other = _new("a"), _new("b")
+    queue.hold(run)
+    queue.move(other, -1)
+    queue.remove(run)
+    run.ask("resume")
+    assert run in queue.ready(queue.waiting()) and queue.read().order == [other.id]
+
+
+@pytest.mark.parametrize("command", ["work", "resume"])
+def test_who_ends_starts_the_next_whatever_happened_to_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    mine, waits = runs.create(_BROKEN), runs.create(_BROKEN)
+    mine.finish("failed")
+    order: list[str] = []
+    monkeypatch.setattr(notice, "tell", lambda run: order.append("tell"))
+    monkeypatch.setattr(queue, "launch", lambda run: order.append(run.id))
+    assert main([command, mine.id]) == 2
+    assert order == ["tell", waits.id], (
+        "who is told may take a while, in which the next would not see that this one ends"
+    )
+    order.clear()
+    with FileLock(mine.folder / "worker.lock"):  # another process works on it
+        assert main([command, mine.id]) == 2
+    assert order == [waits.id]
+
+
+def test_a_worker_that_is_about_to_be_gone_holds_up_nobody() -> None:
+    over, waits = _new("over"), runs.create(_BROKEN)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        about = process.identify(child.pid)
+        (over.folder / "worker.json").write_text(json.dumps(about | {"host": socket.gethostname()}))
+        over.finish("completed")
+        assert queue.start_next() is None, "it may hold the device still"
+        (over.folder / ".left.json").write_text(json.dumps(about))
+        assert queue.start_next() == waits
+        _until(lambda: waits.state() == "failed")
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_what_could_not_be_begun_is_not_begun_again_by_itself() -> None:
+    run = _new("a")
+    runs.note_start(run)
+    assert queue.start_next() is None and run.state() == "queued"
+
+
+def test_who_waits_is_stopped_at_once_and_saves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = _new("new"), _new("old")
+    old.finish("failed", step=3)
+    old.ask("resume")
+    (old.folder / "adapter").mkdir()
+    assert main(["save", new.id]) == 2 and "not running" in capsys.readouterr().err and not new.asked("save")
+    assert main(["stop", new.id]) == 0 and new.state() == "stopped"
+    assert (
+        main(["stop", "--discard", old.id]) == 0 and old.state() == "failed" and not (old.folder / "adapter").exists()
+    )
+    starts = _new("starts")
+    runs.note_start(starts)
+    assert main(["stop", starts.id]) == 0 and starts.asked("stop") and starts.result() is None

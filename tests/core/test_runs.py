@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import runs
+from core import changes, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Metrics, Run
@@ -145,6 +145,12 @@ def test_delete_refuses_what_runs_and_what_is_elsewhere(
     put_worker(run, process.pid, psutil.Process(process.pid).create_time())
     with pytest.raises(Problem, match="still running"):
         runs.delete(run)
+    (run.folder / "worker.json").unlink()
+    with run.claim():
+        run.finish("failed")  # said by somebody who did not know that it is at work
+        with pytest.raises(Problem, match="still running"):
+            runs.delete(run)
+        assert (run.folder / "config.yaml").exists()
     elsewhere = runs.create(Config(), folder=tmp_path / "mine")
     with pytest.raises(Problem, match="not among"):
         runs.delete(elsewhere)
@@ -310,3 +316,36 @@ def test_a_wish_to_discard_is_a_wish_to_stop(run: Run) -> None:
         (run.folder / name).mkdir(parents=True)
     run.discard()
     assert {path.name for path in run.folder.iterdir() if path.is_dir()} == {"control", "other"}
+
+
+@pytest.mark.parametrize("outcome", ["queued", "running", "xyz", 3, ["completed"]])
+def test_a_result_that_is_none_starts_nothing(run: Run, outcome: object) -> None:
+    (run.folder / "result.json").write_text(json.dumps({"outcome": outcome}))
+    assert run.result() is None and run.state() == "interrupted"
+
+
+def test_a_change_that_is_asked_while_another_is_taken_is_not_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes.ask(run, {"train.epochs": 5})
+    read = Run.read_json
+
+    def reads(self: Run, name: str) -> dict[str, object] | None:
+        found = read(self, name)
+        if name.startswith("control/change") and found is not None and found["set"] == {"train.epochs": 5}:
+            monkeypatch.setattr(Run, "read_json", read)
+            changes.ask(run, {"train.keep": 7})
+        return found
+
+    monkeypatch.setattr(Run, "read_json", reads)
+    changes.take(run, 1)
+    later = changes.take(run, 2)
+    assert [(one["step"], one["set"].get("train.keep")) for one in later] == [(1, None), (2, 7)]
+    assert not changes.waits(run)
+
+
+def test_a_change_that_a_killed_worker_took_is_taken_by_the_next(run: Run) -> None:
+    changes.ask(run, {"train.epochs": 5})
+    os.replace(run.folder / "control" / "change", run.folder / "control" / "change.taken")
+    assert changes.waits(run)
+    changes.ask(run, {"train.keep": 7})
+    assert [one["set"] for one in changes.take(run, 3)] == [{"train.epochs": 5}, {"train.keep": 7}]
+    assert not changes.waits(run) and len(changes.take(run, 4)) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core import methods, runs
 from core.config import Config
 from core.engine import export as exports
-from core.engine import worker
+from core.engine import wishes, worker
 from core.engine.adapt import Adapted
 from core.engine.chat import Speaker
 from core.engine.data import PLAIN_TEMPLATE
@@ -462,3 +463,22 @@ def test_heads_of_other_tasks_go_out_with_the_merged_model(
     else:
         with pytest.raises(Problem, match="trained whole"):
             exports.export(run, "lora", tmp_path / "lora")
+
+
+def test_a_stop_breaks_into_an_export_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = runs.create(Config(name="source"))
+    (source.folder / "adapter").mkdir()
+    (source.folder / "adapter" / "adapter_config.json").write_text("{}")
+    job = runs.create(ExportConfig(run=source.id, to="adapter"))
+
+    def slow(run: Run, out: Path) -> None:
+        (out / "half").write_text("half")
+        job.ask("discard")
+        threading.Event().wait(60)
+        raise AssertionError("nobody came")
+
+    monkeypatch.setattr(exports, "_export_adapter", slow)
+    monkeypatch.setattr(wishes, "_PATIENCE", 0.0)
+    assert worker.work(job)["outcome"] == "stopped" and list((job.folder / "export").iterdir()) == []
+    job.ask("discard")  # while the next worker was starting
+    assert worker.work(job)["discarded"] is True

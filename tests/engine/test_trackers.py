@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from core import runs
 from core.config import Config
-from core.engine import trackers
+from core.engine import trackers, worker
 from core.engine.loop import Log
 from core.engine.trackers import TRACKERS, Tracking
 from core.runs import Run
@@ -169,3 +170,32 @@ def test_tensorboard_reads_what_was_written_and_a_resumed_run_goes_on(home: Path
     assert read.Scalars("loss")[4].value == pytest.approx(0.2)
     assert [event.value for event in read.Scalars("eval_f1")][-1] == 0.25
     assert [event for event in run.metrics().events if event["event"] == "tracker_failed"] == []
+
+
+def test_what_waits_is_written_before_the_run_has_ended_and_until_then_it_is_stopping(
+    home: Path, tmp_path: Path, family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, written: list[_Written]
+) -> None:
+    states: list[str] = []
+
+    class Slow(_Written):
+        def log(self, numbers: Mapping[str, float], step: int) -> None:
+            super().log(numbers, step)
+            self.run.ask("stop")
+
+        def finish(self) -> None:
+            super().finish()
+            states.append(self.run.state())
+
+    monkeypatch.setitem(TRACKERS, "trackio", Slow)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "the cat sat on the mat"}) + "\n" for _ in range(8)))
+    settings = {
+        "task": "text",
+        "model": {"name": str(family("gpt2"))},
+        "data": {"train": str(rows), "max_length": 32, "eval_rows": 0},
+    }
+    run = runs.create(Config.read(settings | {"train": {"tracker": "trackio", "max_steps": 100_000, "batch_size": 2}}))
+    assert worker.work(run)["outcome"] == "stopped" and run.state() == "stopped"
+    assert states == ["stopping"] and [step for step, _ in written[0].lines] == [
+        row["step"] for row in run.metrics().steps
+    ]

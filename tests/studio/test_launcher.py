@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import runs
+from core import notice, queue, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Run
@@ -54,7 +54,8 @@ def workers(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subpro
     real = subprocess.Popen
 
     def popen(arguments: list[str], **options: object) -> subprocess.Popen[bytes]:
-        assert arguments[:3] == [sys.executable, "-m", "core"]
+        if arguments[:3] != [sys.executable, "-m", "core"]:
+            return real(arguments, **options)  # type: ignore[call-overload]
         environment = {**options.pop("env"), "PYTHONPATH": str(launcher.ROOT)}  # type: ignore[dict-item]
         started.append(real([sys.executable, str(script), *arguments[3:]], env=environment, **options))  # type: ignore[call-overload]
         return started[-1]
@@ -252,3 +253,66 @@ def test_a_resumed_run_whose_worker_dies_early_is_failed_too(workers: list[subpr
     looking.step()
     assert run.state() == "failed" and not run.asked("resume")
     assert "no such model, alas" in (run.result() or {})["message"]
+
+
+@pytest.mark.parametrize("wish", ["stop", "discard"])
+def test_a_stop_that_comes_while_the_worker_starts_is_left_for_it(
+    workers: list[subprocess.Popen[bytes]], wish: str
+) -> None:
+    run = _new("a")
+    looking = Launcher()
+    looking.step()
+    workers[0].send_signal(signal.SIGSTOP) if os.name == "posix" else None
+    if run.state() != "queued":
+        pytest.skip("it was quicker than we are")
+    getattr(looking, wish)(run)
+    looking.step()
+    queue.remove(run)
+    assert run.asked("stop") and run.asked(wish) and run.result() is None
+    workers[0].send_signal(signal.SIGCONT) if os.name == "posix" else None
+    _until(lambda: run.state() == "stopped")
+    assert workers[0].wait() == 0 and (run.folder / "begun").exists(), "it was the worker that said so"
+
+
+def test_nothing_is_said_of_a_run_that_another_process_works_on(workers: list[subprocess.Popen[bytes]]) -> None:
+    run = _new("a")
+    (run.folder / "die").touch()
+    looking = Launcher()
+    looking.step()
+    workers[0].wait()
+    looking._children[run.id] = workers[0], time.time() + 10  # the other one signed in before ours was started
+    with run.claim():
+        looking.step()
+        assert run.result() is None and looking._children == {}
+        (run.folder / "worker.json").unlink()
+        looking._children[run.id] = workers[0], time.time() + 10
+        looking._bury()
+        assert run.result() is None, "its lock alone tells of it"
+
+
+def test_a_run_that_the_command_line_is_about_to_work_on_is_not_started(
+    workers: list[subprocess.Popen[bytes]],
+) -> None:
+    new, old = runs.create(Config(name="new"), here=True), _new("old")
+    old.finish("stopped", step=1)
+    runs.note_start(old)
+    old.ask("resume")
+    Launcher().step()
+    assert workers == [] and {new.state(), old.state()} == {"queued"}
+
+
+def test_somebody_is_told_of_a_worker_that_cannot_tell_it_itself(
+    workers: list[subprocess.Popen[bytes]], home: Path
+) -> None:
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).touch()"
+    notice.Wishes(command=(sys.executable, "-c", code, str(home), "{name}-{outcome}")).write()
+    dies, killed, looking = _new("dies"), _new("killed"), Launcher()
+    (dies.folder / "die").touch()
+    looking.step()
+    workers[0].wait()
+    _until(lambda: (looking.step(), killed.state() == "running")[1])
+    looking.step()
+    workers[1].kill()
+    workers[1].wait()
+    looking.step()
+    _until(lambda: (home / "dies-failed").exists() and (home / "killed-interrupted").exists())

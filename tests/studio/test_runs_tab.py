@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 
 from core import queue, runs
-from core.config import Config
+from core.config import Config, load_yaml
 from core.notes import Notes
 from core.problem import Problem
 from core.runs import Run
@@ -111,7 +111,30 @@ def test_a_folder_that_cannot_be_read_hides_no_other(tab: _Runs) -> None:
     broken.mkdir()
     (broken / "config.yaml").write_text("[: no yaml")
     table = _open(tab)[tab.table]
-    assert _ids(table) == [run.id] and "cannot be read" in table and "broken" in table
+    assert _ids(table) == [run.id, broken.name] and "cannot be read" in table
+    assert tab._clicked({"run": broken.name}, "", *STATE) == {tab.page.run: broken.name}
+    assert "no valid YAML" in tab.panel.refresh(broken.name, "")[tab.panel.head]
+    assert "no valid YAML" in _open(tab, broken.name)[tab.settings]
+    assert tab._ask_delete(broken.name)[tab.ask]["visible"] is True
+    assert _ids(tab._delete(broken.name, *STATE)[tab.table]) == [run.id] and not broken.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.json", "metrics.jsonl", "result.json", "samples.jsonl", "worker.json"])
+@pytest.mark.parametrize(
+    "inside", ["[" * 100_000 + "\n", '{"step": 1, "steps": Infinity, "loss": 1e999, "outcome": "failed"}\n']
+)
+def test_whatever_lies_in_a_folder_the_pages_go_on(tab: _Runs, name: str, inside: str) -> None:
+    good, odd = _run("good"), _run("odd")
+    (odd.folder / name).write_text(inside)
+    assert set(_ids(_open(tab)[tab.table])) == {good.id, odd.id}
+    assert tab.panel.head in tab.panel.refresh(odd.id, "") and odd.state() in runs.ENDED
+    assert _ids(tab._delete(odd.id, *STATE)[tab.table]) == [good.id]
+
+
+def test_settings_that_are_nested_too_deeply_are_told(home: Path) -> None:
+    (home / "deep.yaml").write_text("a: " + "[" * 100_000)
+    with pytest.raises(Problem):
+        load_yaml(home / "deep.yaml")
 
 
 # --- several runs -----------------------------------------------------------------------------------------------------
@@ -223,6 +246,41 @@ def test_deleting_asks_says_what_it_frees_and_removes_nothing_else(tab: _Runs, h
     assert not gone.folder.exists() and keep.folder.exists() and outside.read_text() == "{}"
 
 
+def test_a_folder_that_cannot_be_removed_or_written_is_told(tab: _Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run("one")
+    (run.folder / "adapter").mkdir()
+    (run.folder / "notes.json").mkdir()
+    assert "could be written" in tab._keep(run.id, *STATE, "name", "", "note")[tab.note_trouble]
+    (run.folder / "notes.json").rmdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(runs.shutil, "rmtree", refuse)
+    assert "could not be deleted" in str(tab._delete(run.id, *STATE)[tab.panel.trouble])
+
+
+def test_a_zip_can_be_fetched_as_soon_as_a_run_has_ended_and_no_longer(tab: _Runs) -> None:
+    run = _run("one", outcome=None)
+    opened = _open(tab, run.id)
+    assert opened[tab.take] == ""
+    run.finish("stopped", step=2)
+    ended = tab._refresh(run.id, opened[tab.seen], {}, [], "")
+    assert f"{run.id}.zip" in ended[tab.take]
+    run.ask("resume")
+    assert tab._refresh(run.id, ended[tab.seen], {}, [], "")[tab.take] == ""
+
+
+def test_an_export_offers_no_checkpoint_and_nothing_to_throw_away(tab: _Runs) -> None:
+    for config, offered in ((Config(name="a"), True), (runs.ExportConfig(name="b", run="x"), False)):
+        run = runs.create(config)
+        (run.folder / "metrics.jsonl").write_text('{"step": 1, "steps": 2, "loss": 1.0, "time": 1}\n')
+        with run.claim():
+            shown = tab.panel.refresh(run.id, "")
+        buttons = (tab.panel.stop, tab.panel.save, tab.panel.discard)
+        assert [shown[button]["visible"] for button in buttons] == [True, offered, offered]
+
+
 def test_settings_go_to_train(tab: _Runs) -> None:
     run = _run("one", train={"epochs": 7})
     answer = tab._take_settings(run.id)
@@ -253,9 +311,13 @@ def test_the_queue_is_seen_and_changed(tab: _Runs) -> None:
     assert queue.ready(queue.waiting()) == []
     tab._change_queue({"act": "go_on"}, "", *STATE)
     tab._change_queue({"act": "remove", "run": second.id}, "", *STATE)
-    tab.page.launcher._is_starting = lambda run: True  # type: ignore[method-assign]
+    queue.pause()
     tab.page.launcher.step()
     assert second.state() == "stopped" and queue.waiting() == [first]
+    with first.claim():  # it began just before the button was pressed
+        (first.folder / "metrics.jsonl").unlink()
+        answer = tab._change_queue({"act": "remove", "run": first.id}, "", *STATE)
+        assert "does not wait" in answer[tab.panel.trouble] and not first.asked("stop")
 
 
 @pytest.mark.parametrize("data", [None, 3, "x", [], {}, {"act": "delete"}, {"act": "hold", "run": "../x"}, {"act": ["hold"]}, {"act": "hold", "run": {"a": 1}}])  # fmt: skip
@@ -381,6 +443,11 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
     overview.look(now=True)
     answer = notifier._refresh("")
     assert [one["title"] for one in answer[notifier.bell]["ended"]] == ["one"]
+    for number in range(25):  # an older run may end last
+        _run(str(number))
+    overview.look(now=True)
+    answer = notifier._refresh("")
+    assert len(answer[notifier.bell]["ended"]) == 26
     assert notifier._refresh(answer[notifier.seen]) == gr.skip()
     assert (
         "role='alert'" in notifier._keep("ftp://x")
@@ -389,3 +456,6 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
     )
     Wishes(command=("x",)).write()
     assert "Kept" in notifier._keep("https://a/b") and Wishes.read() == Wishes("https://a/b", ("x",))
+    assert "Kept" in notifier._keep("https://name.example/secret-token")
+    shown = str(notifier._open().values())
+    assert "name.example" in shown and "secret-token" not in shown, "others may look at this page"
