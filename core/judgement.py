@@ -75,6 +75,7 @@ def judge(
         note(own, data, index, index in is_aside)
     for index in () if held is data else aside:
         note(others, held, index, True)
+    look.forget()
     for index, of_aside in likes.find():
         flags = (others if of_aside else own).setdefault(index, [])
         # What is the same is not also nearly the same.
@@ -111,8 +112,16 @@ class _Likeness:
         for aside in (False, True):
             self._sign(aside)
         # Those to train on first: what is set aside is compared with them all.
-        pairs = likeness.find_pairs(np.concatenate([*self._signatures[0], *self._signatures[1]]))
         count = len(self._indices[0])
+        joined = np.empty((count + len(self._indices[1]), likeness.SLOTS), np.uint32)
+        place = 0
+        for parts in self._signatures:
+            while parts:
+                # Each is let go as it is copied: of a million rows they take a quarter of a gigabyte.
+                part = parts.pop(0)
+                joined[place : place + len(part)] = part
+                place += len(part)
+        pairs = likeness.find_pairs(joined)
         for earlier, later in pairs.tolist():
             if earlier < count:
                 yield (self._indices[0][later], False) if later < count else (self._indices[1][later - count], True)
@@ -129,6 +138,11 @@ class _Look:
         self.trained: set[int] = set()
         self._seen: set[int] = set()
         self._labels: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Let go of all that."""
+        for one in (self.trained, self._seen, self._labels):
+            one.clear()
 
     def judge(self, example: Example, texts: Sequence[str], is_aside: bool) -> list[str]:
         flags, text = [], "\n".join(texts)
