@@ -27,6 +27,9 @@ BLOCK, BLOCK_BYTES = 256, 16 * 1024**2
 """Things of a file that are written and unpacked together, and how much of memory they may take (bytes, roughly)."""
 
 
+_LET_GO_EVERY = 50_000
+
+
 class Spool(Sequence[T], Generic[T]):
     """Things of one kind in the order in which they were appended; once they are read, none can be appended any more.
 
@@ -57,6 +60,7 @@ class Spool(Sequence[T], Generic[T]):
         self._batches: list[pyarrow.RecordBatch] = []
         self._firsts: list[int] = []
         self._ending = threading.Lock()
+        self._reads = 0
 
     def append(self, item: T) -> None:
         """Add a thing at the end.
@@ -98,6 +102,10 @@ class Spool(Sequence[T], Generic[T]):
         if not self._batches:
             return self._items[index]
         index %= self._length
+        self._reads += 1
+        if self._reads % _LET_GO_EVERY == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            # What was read long ago need not stay in memory; it is read again from the file if need be.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
         block = bisect_right(self._firsts, index) - 1
         return self._unpack(self._batches[block].slice(index - self._firsts[block], 1).to_pylist()[0])
 
@@ -159,8 +167,8 @@ class Spool(Sequence[T], Generic[T]):
             with self._told():
                 self._writer.close()
                 self._file.flush()
-            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(mapped)))
+            self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(self._mapped)))
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             self._firsts = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
             self._batches = batches

@@ -130,6 +130,13 @@ def test_two_who_read_first_at_once_read_the_same(small: None) -> None:
         assert [found.get(number) for number in range(4)] == [list(kept)] * 4
 
 
+def test_what_was_let_go_is_read_again(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_LET_GO_EVERY", 3)
+    kept = fill(60)
+    assert [kept[place] for place in range(60)] == list(kept) == [kept[place] for place in range(60)]
+    assert kept._reads == 120
+
+
 def test_large_things_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "IN_MEMORY", 100_000)
     monkeypatch.setattr(spool, "BLOCK_BYTES", 50_000)
