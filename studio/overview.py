@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import threading
@@ -198,7 +197,7 @@ def _read(run: Run, state: str, metrics: Metrics) -> Summary:
         eval_loss=evaluated if _is_number(evaluated) else None,
         scores=tuple(newest.items()),
         model=_name(data, "model", "name"), data=_name(data, "data", "train"), method=_name(data, "method", "name"),
-        seconds=_seconds(run), spark=tuple(charts.spark(losses)) if metrics.offset else (), note=notes.note, tags=notes.tags,
+        seconds=report.seconds(run), spark=tuple(charts.spark(losses)) if metrics.offset else (), note=notes.note, tags=notes.tags,
     )  # fmt: skip
 
 
@@ -209,19 +208,3 @@ def _name(data: dict[str, Any], group: str, key: str) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _seconds(run: Run) -> float | None:
-    """How long it was worked on: as its result says, else from its beginning to its last word."""
-    seconds = (run.result() or {}).get("seconds")
-    if _is_number(seconds):
-        return float(seconds)
-    try:
-        began = datetime.datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").timestamp()
-        last = max(
-            (path.stat().st_mtime for name in ("result.json", "metrics.jsonl") if (path := run.folder / name).exists()),
-            default=began,
-        )
-    except (ValueError, OSError):
-        return None
-    return max(0.0, last - began)

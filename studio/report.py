@@ -262,10 +262,16 @@ def _sample(words: Language, prompt: str, answers: list[dict[str, Any]]) -> str:
 
 
 def took(words: Language, run: Run) -> str:
+    """How long it was worked on, in words; empty where nobody knows."""
+    found = seconds(run)
+    return "" if found is None else words.duration(found)
+
+
+def seconds(run: Run) -> float | None:
     """How long it was worked on: as its result says, else from its beginning to its last word."""
-    seconds = (run.result() or {}).get("seconds")
-    if _is_number(seconds):
-        return words.duration(seconds)
+    told = (run.result() or {}).get("seconds")
+    if _is_number(told):
+        return float(told)
     try:
         began = datetime.datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").timestamp()
         last = max(
@@ -273,8 +279,8 @@ def took(words: Language, run: Run) -> str:
             default=began,
         )
     except (ValueError, OSError):
-        return ""
-    return words.duration(max(0.0, last - began))
+        return None
+    return max(0.0, last - began)
 
 
 def began(run: Run) -> str:

@@ -14,7 +14,7 @@ import io
 import itertools
 import pkgutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -177,43 +177,33 @@ def read_lines(path: Path, ends: str = "\n") -> Iterator[str]:
     Raises:
         Problem: naming line and byte when it is no Unicode; when it is empty, damaged, or one endless line.
     """
-    encoding, blank = find_encoding(path), True
-    try:
-        with open_bytes(path) as data, io.TextIOWrapper(data, encoding, newline=ends) as text:
-            for number in itertools.count(1):
-                line = text.readline(MAX_LINE)
-                if not line:
-                    break
-                if len(line) >= MAX_LINE:
-                    raise Problem(
-                        "Line {line} of {name} is longer than {most} million characters.", "",
-                        "Check that the file is what its ending says, and write one row a line.",
-                        name=path.name, line=number, most=MAX_LINE // 1_000_000,
-                    )  # fmt: skip
-                blank = blank and line.isspace()
-                yield line
-    except UnicodeDecodeError:
-        raise _undecodable(path, encoding) from None
-    if blank:
-        raise _empty(path)
+    for number, line in enumerate(_decode(path, ends, lambda text: text.readline(MAX_LINE)), 1):
+        if len(line) >= MAX_LINE:
+            raise Problem(
+                "Line {line} of {name} is longer than {most} million characters.", "",
+                "Check that the file is what its ending says, and write one row a line.",
+                name=path.name, line=number, most=MAX_LINE // 1_000_000,
+            )  # fmt: skip
+        yield line
 
 
 def read_pieces(path: Path, size: int) -> Iterator[str]:
     """A text file in pieces of so many characters, wherever its lines end; raises what `read_lines` raises."""
+    return _decode(path, "\n", lambda text: text.read(size))
+
+
+def _decode(path: Path, ends: str, take: Callable[[io.TextIOWrapper], str]) -> Iterator[str]:
+    """What is taken of a text file, until nothing is left."""
     encoding, blank = find_encoding(path), True
     try:
-        with open_bytes(path) as data, io.TextIOWrapper(data, encoding, newline="\n") as text:
-            while piece := text.read(size):
+        with open_bytes(path) as data, io.TextIOWrapper(data, encoding, newline=ends) as text:
+            while piece := take(text):
                 blank = blank and piece.isspace()
                 yield piece
     except UnicodeDecodeError:
         raise _undecodable(path, encoding) from None
     if blank:
-        raise _empty(path)
-
-
-def _empty(path: Path) -> Problem:
-    return Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
+        raise Problem("{name} is empty.", "", "Choose a file with at least one row.", name=path.name)
 
 
 def _undecodable(path: Path, encoding: str) -> Problem:
