@@ -31,7 +31,9 @@ Flags = dict[int, list[str]]
 
 # What is written without spaces is compared letter by letter.
 _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{N}\p{M}]+")
+_ASCII_WORDS = re.compile("[a-z0-9]+")
 _WORDS_AT_ONCE = 1 << 18
+_WORD, _WORDS_KNOWN = 32, 1 << 17
 _SAY_EVERY = 1000
 
 LEAVABLE = ("duplicate", "near_duplicate", "overlap", "near_overlap", "conflict", "mojibake")
@@ -96,7 +98,8 @@ class _Likeness:
 
     def add(self, texts: Sequence[str], index: int, aside: bool) -> None:
         for text in texts:
-            self._words[aside].extend(map(_hash_word, _WORDS.findall(text.lower())))
+            words = _ASCII_WORDS if text.isascii() else _WORDS
+            self._words[aside].extend(map(_hashes.__getitem__, words.findall(text.lower())))
         self._starts[aside].append(len(self._words[aside]))
         self._indices[aside].append(index)
         if len(self._words[aside]) > _WORDS_AT_ONCE:
@@ -127,8 +130,19 @@ class _Likeness:
                 yield (self._indices[0][later], False) if later < count else (self._indices[1][later - count], True)
 
 
-def _hash_word(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
+class _Hashes(dict[str, int]):
+    """The number of every word, known for those seen lately."""
+
+    def __missing__(self, word: str) -> int:
+        found = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        if len(word) <= _WORD:
+            if len(self) >= _WORDS_KNOWN:
+                self.clear()
+            self[word] = found
+        return found
+
+
+_hashes = _Hashes()
 
 
 class _Look:

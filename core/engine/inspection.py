@@ -240,14 +240,14 @@ class _Look:
             self.tokens.dropped -= any(not row.ids for row in spelled)
         noted = dict.fromkeys(flags)
         for row in spelled:
-            ids, learned = _spread(row)
-            own = [] if is_left_out else self._judge_row(row, learned)
+            (ids, learned), targets = _spread(row), row.targets
+            own = [] if is_left_out else self._judge_row(row, learned, targets)
             noted |= dict.fromkeys(own)
             if not is_left_out:
                 self.full.append(row.whole)
-            if row.targets and not is_left_out:
+            if targets and not is_left_out:
                 self.lengths.append(row.length)
-                self.targets.append(row.targets)
+                self.targets.append(targets)
                 self.is_aside.append(is_aside)
                 self.first = self.first or row
             self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
@@ -272,9 +272,9 @@ class _Look:
                 flags += self._judge_system(example)
         for label in example.labels or ():
             (self.aside_labels if is_aside else self.labels)[label] += 1
-        if self.special and any(
-            any(start in text for start in self.special_starts) and self.special.search(text) for text in texts
-        ):
+        # Letters are looked for in a fraction of the time, and most texts have none of these.
+        likely = self.special and [text for text in texts if any(map(text.__contains__, self.special_starts))]
+        if likely and any(map(self.special.search, likely)):
             flags.append("special")
         return flags
 
@@ -294,7 +294,7 @@ class _Look:
                 self.keeps_system[system] = True  # it is told of as refused
         return [] if self.keeps_system.get(system, True) else ["dropped_system"]
 
-    def _judge_row(self, row: Row, learned: Sequence[bool]) -> list[str]:
+    def _judge_row(self, row: Row, learned: Sequence[bool], targets: int) -> list[str]:
         if not row.ids:
             return ["dropped"]
         flags = []
@@ -302,7 +302,7 @@ class _Look:
         if start is not None and row.ids[:2] == [start, start]:
             flags.append("double_start")
         answers = self.material.objective.model_kind == "causal_lm" and self.material.objective.name != "text"
-        if not row.targets:
+        if not targets:
             flags.append("unlearned")
         elif row.lost or row.left_out:
             flags.append("cut_answer" if answers and row.lost and learned[-1] else "cut" if row.lost else "shortened")

@@ -19,6 +19,7 @@ from core.config import DataSettings
 from core.dataset import Dataset
 from core.engine.data import Tokens
 from core.formats import Example
+from core.judgement import texts_of
 from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
 from core.problem import Problem
 from core.spool import Spool
@@ -122,7 +123,11 @@ def spell_each(
         done = [_spell_one(dataset, index, objective, own, settings, field) for index in some]
         return done, own.cut, own.dropped
 
-    for some, (done, cut, dropped) in _map_ahead(spell_block, indices, alone=objective.model_kind != "causal_lm"):
+    # Threads only help where the tokenizer is at work; those of encoders change its settings.
+    alone = objective.model_kind != "causal_lm"
+    if indices and not alone:
+        alone = all(map(tokens.speller.knows, texts_of(dataset.examples[indices[0]])))
+    for some, (done, cut, dropped) in _map_ahead(spell_block, indices, alone=alone):
         tokens.cut, tokens.dropped = tokens.cut + cut, tokens.dropped + dropped
         yield from zip(some, done, strict=True)
 
@@ -146,8 +151,8 @@ def _spell_one(
 
 
 def _map_ahead(work: Any, indices: Sequence[int], *, alone: bool) -> Iterator[tuple[Sequence[int], Any]]:
-    """Blocks of the indices with what `work` makes of them, in order; a few of them ahead, in threads: a tokenizer lets
-    the others go on while it is at work. Those of encoders change the tokenizer's settings, and stay `alone`."""
+    """Blocks of the indices with what `work` makes of them, in order; a few of them ahead, in threads, as a tokenizer lets
+    the others go on while it is at work, unless it shall be `alone`."""
     blocks = (indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK))
     if alone or len(indices) <= _BLOCK:
         yield from ((some, work(some)) for some in blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -10,15 +12,34 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 _SHORT = 64
+_WORDS_KNOWN = 1 << 17
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+_END, _OTHERS = r"'(?:[sdmt]|ll|ve|re)", r"[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
+_CUTS = {
+    # GPT-2, as tokenizers has it built in.
+    None: rf"{_END}| ?[A-Za-z]+| ?[0-9]+| ?[^\t-\r A-Za-z0-9]+|{_OTHERS}",
+    # GPT-4 and Llama 3 take three digits at a time, Qwen each by itself.
+    **{
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
+            rf"(?i:{_END})|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{digits}| ?[^\t-\r A-Za-z0-9]+[\r\n]*|[\t-\r ]*[\r\n]+|{_OTHERS}"
+        )
+        for digits in ("{1,3}", "")
+    },
+}
+"""How tokenizers cut a text into words before each is spelled by itself, and what that comes to for ASCII."""
 _PROBES = ("a", " b c", "\n", " d\n\ne ")
+
+
+Mark = tuple[int, int, int]
+"""A special token in a text: its first character, its end, its place among the ids."""
 
 
 class Spelling:
     """A text and its ids (`ids`)."""
 
     def __init__(self, text: str, speller: Speller):
-        self.text, self.ids, self._speller = text, speller.encode(text), speller
-        self._marks: list[tuple[int, int, int]] | None = None
+        self.text, self._speller = text, speller
+        self.ids, self._marks = speller.encode_marked(text)
 
     def until(self, place: int) -> list[int]:
         """The ids of the text's first `place` characters: exactly those that it has when it is spelled by itself."""
@@ -52,9 +73,34 @@ class Speller:
         self._cuts: Callable[[str], bool] = lru_cache(None)(self._try_mark)
         self._ids, self._pattern, self._unsure = self._find_tokens()
         self._known = frozenset(self._ids.values())
+        self._cut_words = self._find_cut()
+        self._words = _Words(self._encode)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
+        return self.encode_marked(text)[0]
+
+    def encode_marked(self, text: str) -> tuple[list[int], list[Mark] | None]:
+        """The ids of a text, and the special tokens in it where they come to light by the way."""
+        if self._cut_words is None or not self.knows(text):
+            return self._encode(text), None
+        ids: list[int] = []
+        marks: list[Mark] = []
+        place, words, find = 0, self._words.__getitem__, self._cut_words.findall
+        for match in self._pattern.finditer(text) if self._pattern is not None else ():
+            start, end = match.span()
+            ids.extend(itertools.chain.from_iterable(map(words, find(text, place, start))))
+            marks.append((start, end, len(ids)))
+            ids.append(self._ids[match[0]])
+            place = end
+        ids.extend(itertools.chain.from_iterable(map(words, find(text, place))))
+        return ids, marks
+
+    def knows(self, text: str) -> bool:
+        """Whether the text is spelled word by word, from memory, and hardly needs the tokenizer."""
+        return self._cut_words is not None and text.isascii() and not (self._unsure and self._unsure.search(text))
+
+    def _encode(self, text: str) -> list[int]:
         backend = self._backend
         if backend is None:
             return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -68,18 +114,21 @@ class Speller:
         # Of the ways to call it, the only one that lets other threads work meanwhile.
         return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
-    def find_marks(self, text: str, ids: Sequence[int]) -> list[tuple[int, int, int]]:
-        """The special tokens in a text of these ids: (first character, end, place among the ids); none where it is not
-        sure which they are."""
+    def find_marks(self, text: str, ids: Sequence[int]) -> list[Mark]:
+        """The special tokens in a text of these ids; none where it is not sure which they are."""
         if self._pattern is None or (self._unsure is not None and self._unsure.search(text)):
             return []
         found = [(*match.span(), match[0]) for match in self._pattern.finditer(text)]
-        places = [place for place, token in enumerate(ids) if token in self._known]
-        if [self._ids[mark] for *_, mark in found] != [ids[place] for place in places]:
+        if sum(map(self._known.__contains__, ids)) != len(found) or not all(self._cuts(mark) for *_, mark in found):
             return []
-        if not all(self._cuts(mark) for *_, mark in found):
-            return []
-        return [(start, end, place) for (start, end, _), place in zip(found, places, strict=True)]
+        marks, place = [], -1
+        for start, end, mark in found:
+            try:
+                place = ids.index(self._ids[mark], place + 1)
+            except ValueError:
+                return []
+            marks.append((start, end, place))
+        return marks
 
     def encode_behind(self, mark: str, text: str) -> list[int]:
         """The ids of a text that stands behind a special token; what is short stands there again and again."""
@@ -101,6 +150,28 @@ class Speller:
                 cutting[token.content] = number
         return cutting, _any_of(cutting), _any_of(unsure)
 
+    def _find_cut(self) -> re.Pattern[str] | None:
+        """What cuts a text of ASCII into the words that this tokenizer spells one by one; None where it may be otherwise."""
+        if self._backend is None or self.tokenizer.split_special_tokens:
+            return None
+        if len({token.normalized for token in self._backend.get_added_tokens_decoder().values()}) > 1:
+            return None  # they are looked for one kind after the other, and one may hide another
+        told = json.loads(self._backend.to_str())
+        model, cut = told["model"], told["pre_tokenizer"] or {}
+        parts = cut.get("pretokenizers", [cut])
+        *first, last = ({key: value for key, value in part.items() if key != "trim_offsets"} for part in parts)
+        if told["normalizer"] or model.get("type") != "BPE" or model.get("dropout"):
+            return None
+        pattern = None
+        if first:
+            pattern = first[0].get("pattern", {}).get("Regex")
+            split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+            if first != [split] or pattern is None:
+                return None
+        if last != {**_BYTES, "use_regex": pattern is None} or pattern not in _CUTS:
+            return None
+        return re.compile(_CUTS[pattern])
+
     def _try_mark(self, mark: str) -> bool:
         """Whether what stands before it and behind it is spelled as if the other were not there."""
         for left in _PROBES:
@@ -109,6 +180,22 @@ class Speller:
                 if both != [*alone, self._ids[mark], *self.encode(mark + right)[1:]]:
                     return False
         return True
+
+
+class _Words(dict[str, Sequence[int]]):
+    """The ids of every word, known for those seen lately."""
+
+    def __init__(self, encode: Callable[[str], list[int]]):
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, word: str) -> Sequence[int]:
+        found = tuple(self._encode(word))
+        if len(word) <= _SHORT:
+            if len(self) >= _WORDS_KNOWN:
+                self.clear()
+            self[word] = found
+        return found
 
 
 def _any_of(texts: Sequence[str] | dict[str, int]) -> re.Pattern[str] | None:

@@ -35,7 +35,7 @@ class Row:
     @property
     def targets(self) -> int:
         """How many things the row teaches; its first token has nothing before it and is never one."""
-        return sum(self.trained[1:])
+        return self.trained.count(True) - (self.trained[:1] == [True])
 
     @property
     def length(self) -> int:
