@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -217,5 +218,8 @@ def test_every_name_has_its_word() -> None:
     words = Language("en")
     for key in [*(f"name_{name}" for name in KINDS), *(f"severity_{name}" for name in SEVERITIES)]:
         assert words.t(f"inspector.{key}")
+    page = SimpleNamespace(words=words)
+    said = {Inspector._remedy(page, "data.template", to) for to in ("plain", "model")}  # type: ignore[arg-type]
+    assert said == {"Chat template: plain", "Chat template: the model's own"}
     for name in (*SCRIPTS, "other", "none"):
         assert words.t(f"inspector.script_{name.lower()}")
