@@ -180,6 +180,12 @@ class DataSettings(Settings):
         "Join short rows into one sequence instead of padding them; the rows never see each other.",
         group="data",
     )
+    template: Literal["model", "plain"] = knob(
+        "model",
+        "Chat template",
+        "How conversations are written: as the model's own template does where it has one, or plainly, with headings that know every role and keep system prompts. Chat and exports follow it.",
+        group="data",
+    )
     train_on: Literal["answers", "last_answer", "everything"] = knob(
         "answers", "Train on", "Which tokens are learned: every answer, the last answer, or everything.", group="data"
     )

@@ -24,7 +24,7 @@ KINDS: dict[str, Kind] = {
     "refused": Kind(
         "stop",
         "Rows that the model or the task refuses: {count}.",
-        "They teach nothing. Correct or delete them, or choose another model.",
+        "They teach nothing. Correct or delete them, or choose another model; where its template refuses them, use the plain one.",
     ),
     "bad": Kind(
         "stop",
@@ -54,12 +54,12 @@ KINDS: dict[str, Kind] = {
     "double_start": Kind(
         "warn",
         "Rows that begin with the token for the beginning twice: {count}.",
-        "The model has never seen that; quality suffers. Its chat template and its tokenizer both write it.",
+        "The model has never seen that; quality suffers. Its chat template writes it twice, or the text begins with it: use the plain template, or remove it from the text.",
     ),
     "dropped_system": Kind(
         "warn",
         "Rows whose system prompt the model's template leaves out: {count}.",
-        "What it says is neither read in training nor in use. Move it into the first question, or choose another model.",
+        "What it says is neither read in training nor in use. Use the plain template, move it into the first question, or choose another model.",
     ),
     "overlap": Kind(
         "warn",
@@ -115,6 +115,11 @@ KINDS: dict[str, Kind] = {
         "note",
         "Rows with a label that hardly any other has: {count}.",
         "Of a handful of rows a class is hardly learned, and not measured. Add rows or join classes.",
+    ),
+    "plain": Kind(
+        "note",
+        "Rows that are written in the plain template: {count}.",
+        "The model has none of its own, or you chose it. Chat uses it as well, and it goes along with what is exported.",
     ),
     "dropped": Kind(
         "note",

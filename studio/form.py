@@ -228,6 +228,12 @@ class Form:
         """The same with another task."""
         return self if task == self.task else Form(task, self.size, self.method, self.shown).refilled(self)
 
+    def for_model(self, model: str) -> Form:
+        """The same with another model, and with what the presets say for its size."""
+        if model == self.shown["model.name"]:
+            return self
+        return Form(self.task, size_of(model), self.method, self.shown | {"model.name": model}).refilled(self)
+
     def reset(self, id: str) -> Form:
         """One knob as the presets have it."""
         base = basis(self.task, self.size, self.method).values

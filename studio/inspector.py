@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import secrets
@@ -15,7 +16,7 @@ from core.config import Config
 from core.dataset import Dataset
 from core.findings import KINDS, Finding
 from core.problem import Problem
-from studio import charts, inspections, report
+from studio import charts, inspections, report, shelf
 from studio.form import Form, knobs, short_name
 from studio.inspections import Inspection, Token
 from studio.panel import Updates
@@ -31,6 +32,7 @@ _CLICK = """element.addEventListener('click', (event) => {
   // The row stands further down.
   if (button.dataset.row) document.querySelector('#inspect-row')?.scrollIntoView({block: 'center', behavior: 'smooth'});
 });"""
+_FOLLOW = f"(form) => form?.shown?.['model.name'] ?? {json.dumps(knobs()['model.name'].default)}"
 
 Source = Callable[[Any], tuple[Dataset | None, dict[str, Any]]]
 
@@ -55,6 +57,11 @@ class Inspector:
                 f"<h3>{report.escape(words.t('inspector.title'))}</h3><p class='quiet'>{report.escape(words.t('inspector.about'))}</p>"
             )
             with gr.Row(elem_classes=["actions"]):
+                self.model = gr.Dropdown(
+                    shelf.model_choices(words), value=knobs()["model.name"].default, allow_custom_value=True,
+                    label=words.text(knobs()["model.name"].title), info=words.t("inspector.model_help"), interactive=True,
+                    elem_id="inspect-model", min_width=240,
+                )  # fmt: skip
                 self.look = gr.Button(
                     words.t("inspector.look"), variant="primary", elem_id="inspect", min_width=180, scale=0
                 )
@@ -89,7 +96,12 @@ class Inspector:
         ]  # fmt: skip
 
     def _listen(self) -> None:
-        page, given = self.page, [self.view, self.page.form]
+        page, given = self.page, [self.view, self.page.form, self.model]
+        # One setting in two places: what is chosen here is handed to Train, and follows what Train is set to.
+        page.form.change(None, inputs=[page.form], outputs=[self.model], js=_FOLLOW)
+        self.model.input(
+            self._choose, inputs=[self.model], outputs=[*self._shown, page.data], show_progress="hidden"
+        )  # fmt: skip
         self.look.click(self._look, inputs=given, outputs=self._shown, **_QUICK)
         self.stop.click(self._stop, inputs=[self.key], outputs=self._shown, **_QUICK)
         self.view.change(self._follow, inputs=[self.view, self.of], outputs=self._shown, **_QUICK)
@@ -109,19 +121,29 @@ class Inspector:
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 
-    def _look(self, view: Any, memory: Any, changes: dict[str, Any] | None = None) -> Updates:
+    def _choose(self, model: Any) -> Updates:
+        """Another model was chosen: what was found through the eyes of the one before is none of its."""
         try:
-            one = inspections.shared().start(self._config(view, memory, changes or {}))
+            chosen = shelf.check_text(model)
+        except Problem as problem:
+            return self._nothing() | {self.state: report.problems(self.words, problem.parts)}
+        return self._nothing() | {
+            self.page.data: {"settings": {"model.name": chosen}, "press": secrets.token_hex(4)}
+        }  # fmt: skip
+
+    def _look(self, view: Any, memory: Any, model: Any, changes: dict[str, Any] | None = None) -> Updates:
+        try:
+            one = inspections.shared().start(self._config(view, memory, shelf.check_text(model), changes or {}))
         except Problem as problem:
             return self._nothing() | {self.state: report.problems(self.words, problem.parts)}
         except OSError as error:
             return self._nothing() | {self.state: report.problems(self.words, [Problem("{error}", error=error)])}
         return self._show(one) | {self.of: self._source(view)}
 
-    def _config(self, view: Any, memory: Any, changes: dict[str, Any]) -> Config:
-        """What Train is set to, on these rows; a task that they cannot teach gives way to the likeliest that they can."""
+    def _config(self, view: Any, memory: Any, model: str, changes: dict[str, Any]) -> Config:
+        """What Train is set to, with this model on these rows; a task that they cannot teach gives way to the likeliest that they can."""
         data, settings = self.read(view)
-        form = Form.from_memory(memory)
+        form = Form.from_memory(memory).for_model(model)
         if data is not None and not any(objectives.find(form.task).fits(one) for one in data.examples[:100]):
             fitting = objectives.fitting(data.examples[0])
             form = form.for_task(fitting[0] if fitting else form.task)
@@ -169,7 +191,7 @@ class Inspector:
             return gr.skip(), f"<p class='quiet' role='status'>{said}</p>"
         return found, self._row(one, found)
 
-    def _pick(self, key: Any, place: Any, view: Any, memory: Any, event: gr.EventData) -> Any:
+    def _pick(self, key: Any, place: Any, view: Any, memory: Any, model: Any, event: gr.EventData) -> Any:
         """A finding's row was asked for, or its remedy."""
         one = inspections.find(key)
         told = event._data if isinstance(event._data, dict) else {}
@@ -187,7 +209,7 @@ class Inspector:
         tasks = list(objectives.fitting(data.examples[0])) if data else []
         chosen = {key.removeprefix("data."): value for key, value in settings.items()}
         chosen |= {"tasks": tasks, "settings": mend, "press": secrets.token_hex(4)}
-        return self._look(view, memory, mend) | {self.page.data: chosen}
+        return self._look(view, memory, model, mend) | {self.page.data: chosen}
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from core import dataset, runs, sources
 from core.dataset import Dataset
 from core.model import PLAYGROUND
 from core.problem import Problem
+from studio.language import Language
 
 _KEPT, _KEPT_GLANCES = 4, 500
 _PATIENCE = 3.0
@@ -203,6 +204,11 @@ def _bare(problem: Problem) -> Problem:
 def models() -> list[str]:
     """The built-in model, and those of the hub that are on this machine already."""
     return [PLAYGROUND, *cached_models()]
+
+
+def model_choices(words: Language) -> list[tuple[str, str]]:
+    """The same with what people are shown for each."""
+    return [(words.t("train.playground") if name == PLAYGROUND else name, name) for name in models()]
 
 
 def cached_models() -> list[str]:

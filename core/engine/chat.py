@@ -83,8 +83,7 @@ class Speaker:
         self.adapted, self.objective = Adapted(model), objective
         self._loaded.clear()
         ends = end_token_ids(getattr(model, "generation_config", None), tokenizer)
-        chats = objective.model_kind == "causal_lm"
-        self.tokens = Tokens(tokenizer, longest_input(model) or 2**20, ends, chats=chats)
+        self.tokens = Tokens(tokenizer, longest_input(model) or 2**20, ends)
         self.reader = Reader(model, packing=False, kind=objective.model_kind)
 
     def _suit(self, run: Run | None, kinds: Sequence[str]) -> None:
@@ -185,7 +184,7 @@ class Speaker:
         if name not in self._loaded:
             check_bytes(folder)
             self.adapted.load(name, folder)
-            self._loaded[name] = (run, _about(run))
+            self._loaded[name] = (run, _about(run) | {"template": config.data.template})
             for old in [old for old in self._loaded if old != name and old not in busy][
                 : max(0, len(self._loaded) - _KEPT_ADAPTERS)
             ]:
@@ -215,12 +214,15 @@ class Speaker:
         self, prompt: Sequence[Message] | str, sampling: Sampling, weights: Weights, provenance: dict[str, Any]
     ) -> Speech:
         """Begin an answer to a conversation, or a continuation of a text."""
+        # A run is spoken to in the template that it was trained with, the base in its own.
+        about = self._loaded[weights.adapter][1] if weights.adapter else {}
+        tokens = self.tokens.with_template(about.get("template", "model"))
         if self.objective.model_kind == "seq2seq":
             # It turns one text into another: only the last turn is one.
             text = prompt if isinstance(prompt, str) else next((turn.content for turn in reversed(prompt)), "")
-            ids = self.tokens.spell_input(text).ids if text else []
+            ids = tokens.spell_input(text).ids if text else []
         else:
-            ids = self.tokens.text_prompt(prompt) if isinstance(prompt, str) else self.tokens.prompt(prompt)
+            ids = tokens.text_prompt(prompt) if isinstance(prompt, str) else tokens.prompt(prompt)
         if not ids:
             raise Problem("There is nothing to go on with.", to_do="Write a few words first.")
         speech = Speech(iter(()), provenance, weights.adapter)
@@ -260,7 +262,7 @@ class Speaker:
         task = self.objective
         assert isinstance(task, Classification)
         before, taken = self.adapted.before(weights)
-        tokens = Tokens(self.tokens.tokenizer, self.tokens.max_length, self.tokens.end_ids, chats=False)
+        tokens = Tokens(self.tokens.tokenizer, self.tokens.max_length, self.tokens.end_ids)
         tokens.leave_room(before, taken, tokens.max_length)
         with self.adapted.using(weights) as model:
             return classify(model, self.reader.behind(before), task, tokens, text), provenance
@@ -284,7 +286,7 @@ class Speaker:
         if run is not None:
             # Windows as long as those that it was trained on.
             data = run.config().data
-            tokens = Tokens(tokens.tokenizer, min(tokens.max_length, data.max_length), tokens.end_ids, chats=False)
+            tokens = Tokens(tokens.tokenizer, min(tokens.max_length, data.max_length), tokens.end_ids)
             stride = data.stride
             tokens.leave_room(*self.adapted.before(weights), self.tokens.max_length)
         reader = self.reader.behind(self.adapted.before(weights)[0])

@@ -9,7 +9,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jinja2 import TemplateError
@@ -22,7 +22,7 @@ from core.formats import Message
 from core.objectives import AnswerRow, LabelRow, Row, SpanRow
 from core.problem import Problem
 
-# For models without a chat template. Headings end with a newline, so that an answer begins with a token of its own.
+# For models without a chat template, and where it is asked for. Headings end with a newline, so that an answer begins with a token of its own.
 PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}
 {%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
 {{ '### ' + names[message.role] + ':\n' + message.content | trim }}
@@ -37,14 +37,13 @@ class Tokens:
         max_length: longest row in tokens; the rest of a row is cut and counted in `cut`, or the row is left out and counted in
             `dropped`.
         end_ids: the tokens that end an answer.
-        chats: whether the model is to hold conversations, and needs a template if it has none.
+        template: which template writes conversations, as `data.template` says it; a model without one has the plain one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, end_ids: set[int], *, chats: bool = True):
-        self.tokenizer, self.max_length, self.end_ids = tokenizer, max_length, end_ids
-        self.own_template = bool(tokenizer.chat_template)
-        if chats and not self.own_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, end_ids: set[int], *, template: str = "model"
+    ):
+        self.tokenizer, self.max_length, self.end_ids, self.template = tokenizer, max_length, end_ids, template
         starts = tokenizer("").input_ids
         self.speller = Speller(tokenizer)
         self._names: dict[str, Any] | None = None
@@ -57,6 +56,22 @@ class Tokens:
         #: What stands before all that is read: virtual tokens, and how many positions a prefix takes.
         self.before: Sequence[int] = ()
         self.taken = 0
+
+    @property
+    def own_template(self) -> bool:
+        """Whether the model brings a template."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the plain template writes conversations."""
+        return self.template == "plain" or not self.own_template
+
+    def with_template(self, template: str) -> Self:
+        """The same, writing conversations with another template."""
+        tokens = copy.copy(self)
+        tokens.template = template
+        return tokens
 
     def leave_room(self, before: Sequence[int], taken: int, limit: int | None) -> None:
         """Have rows end early enough for what stands before them in a model that reads `limit` tokens."""
@@ -72,11 +87,12 @@ class Tokens:
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            template = self.tokenizer.chat_template
+            template = PLAIN_TEMPLATE if self.plain else self.tokenizer.chat_template
             if tools or not isinstance(template, str):
                 return self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=answer_next, tools=json.loads(tools) if tools else None
-                )
+                    turns, tokenize=False, add_generation_prompt=answer_next, tools=json.loads(tools) if tools else None,
+                    chat_template=PLAIN_TEMPLATE if self.plain else None,
+                )  # fmt: skip
             # What that comes to for turns of plain text, in a third of the time: rows are rendered several times over.
             compiled = chat_template_utils._compile_jinja_template(template)
             if self._names is None:
@@ -87,7 +103,8 @@ class Tokens:
             raise Problem(
                 "The model's chat template refuses this conversation.",
                 "It says: {reason}.",
-                "Change the roles or their order, or choose another model.",
+                "Change the roles or their order, train with the plain chat template, or choose another model.",
+                field="data.template",
                 reason=str(error).rstrip("."),
             ) from None
 
@@ -259,7 +276,8 @@ class Tokens:
             raise Problem(
                 "The chat template does not say where the answer begins.",
                 "Its prompt is no beginning of the whole.",
-                "Choose another model, or train on everything.",
+                "Train with the plain chat template or on everything, or choose another model.",
+                field="data.template",
             )
         return [row for row in rows if row is not None]
 

@@ -128,7 +128,7 @@ def evaluate(
     known = run is not None or isinstance(task, Classification)
     task = speaker.objective if known else task.fitted(data.examples)
     limit = min(config.data.max_length, speaker.tokens.max_length)
-    tokens = Tokens(speaker.tokens.tokenizer, limit, speaker.tokens.end_ids, chats=task.model_kind == "causal_lm")
+    tokens = Tokens(speaker.tokens.tokenizer, limit, speaker.tokens.end_ids, template=config.data.template)
     rows = spell(data, range(len(data.examples)), task, tokens, config.data, "data.eval")
     if not rows.rows:
         Problem.raise_all(rows.refused[:3])

@@ -143,10 +143,17 @@ def _export_adapter(run: Run, out: Path) -> None:
 
 
 def _write_template(run: Run, out: Path) -> None:
-    about = _about(run)
-    if about.get("task") != "text" and not about.get("own_template", True):
-        # The base has no template of its own: whoever uses the adapter needs the one that it was trained with.
-        write_whole(out / "chat_template.jinja", PLAIN_TEMPLATE)
+    if (template := _lent_template(run)) is not None:
+        write_whole(out / "chat_template.jinja", template)
+
+
+def _lent_template(run: Run) -> str | None:
+    """The plain template where the run was trained with it: the base has another or none, and who uses what was learned
+    needs it."""
+    config = run.config()
+    plain = config.data.template == "plain" or not _about(run).get("own_template", True)
+    writes = objectives.find(config.task).model_kind == "causal_lm" and config.task != "text"
+    return PLAIN_TEMPLATE if plain and writes else None
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -248,8 +255,7 @@ class _Source:
         self.adapted = Adapted(self.model)
         check_bytes(run.folder / "adapter")
         self.adapted.load(_NAME, run.folder / "adapter")
-        self.had_template = bool(self.tokenizer.chat_template)
-        self.probe = _ask(self.model, self.tokenizer, self.objective)
+        self.probe = _ask(self.model, self.tokenizer, self.objective, config.data.template)
 
     def answer(self, weights: Weights) -> torch.Tensor:
         """The logits of the sentence with these weights."""
@@ -257,11 +263,11 @@ class _Source:
             return _read(model, self.probe)
 
 
-def _ask(model: PreTrainedModel, tokenizer: Any, objective: Objective) -> dict[str, torch.Tensor]:
+def _ask(model: PreTrainedModel, tokenizer: Any, objective: Objective, template: str) -> dict[str, torch.Tensor]:
     ends = end_token_ids(getattr(model, "generation_config", None), tokenizer)
-    chats = objective.model_kind == "causal_lm"
-    tokens, said = Tokens(tokenizer, 512, ends, chats=chats), "Hello, who are you?"
-    ids = tokens.prompt((Message("user", said),)) if chats else tokens.spell_input(said).ids
+    tokens, said = Tokens(tokenizer, 512, ends, template=template), "Hello, who are you?"
+    writes = objective.model_kind == "causal_lm"
+    ids = tokens.prompt((Message("user", said),)) if writes else tokens.spell_input(said).ids
     probe = torch.tensor([ids], device=model.device)
     return {"input_ids": probe} | ({"decoder_input_ids": probe} if model.config.is_encoder_decoder else {})
 
@@ -321,8 +327,7 @@ def _export_merged(
     for path, tensor in merged.items():
         adapted.parameters[path].data = tensor
     progress("saving")
-    if not source.had_template and config.task == "text":
-        tokenizer.chat_template = None  # a model that only goes on with text is given no template that it never saw
+    tokenizer.chat_template = _lent_template(run) or tokenizer.chat_template
     source.model.to(kept).save_pretrained(out)
     tokenizer.save_pretrained(out)
     probe, objective = source.probe, source.objective

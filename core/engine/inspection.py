@@ -57,6 +57,7 @@ _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
 _SYSTEM_PROMPTS = 200
+_TEMPLATE = ("refused", "dropped_system", "double_start")
 _TOO_LONG = ("unlearned", "cut_answer", "cut", "shortened", "dropped")
 
 SCRIPTS = {
@@ -125,7 +126,7 @@ def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tok
     limit = longest_input(_outline(model_config, objective))
     tokens = Tokens(
         tokenizer, min(config.data.max_length, limit or config.data.max_length), end_token_ids(generation, tokenizer),
-        chats=objective.model_kind == "causal_lm",
+        template=config.data.template,
     )  # fmt: skip
     before: tuple[list[int], int] = ([], 0)
     if isinstance(config.method, PromptMethod):
@@ -182,6 +183,7 @@ class _Look:
         added = tokens.tokenizer.added_tokens_decoder.values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self.writes = writes = material.objective.model_kind == "causal_lm"
+        self.talks = writes and material.objective.name != "text"
         self.special = re.compile("|".join(map(re.escape, special))) if special and writes else None
         self.special_starts = {text[0] for text in special}
         self.flags: tuple[Flags, Flags] = ({}, {})
@@ -282,11 +284,7 @@ class _Look:
         """Whether the template passes the system prompt on: tried once for each of the first few hundred."""
         system = example.messages[0].content.strip()
         self.systems[system[:1000]] += 1
-        if (
-            system not in self.keeps_system
-            and len(self.keeps_system) < _SYSTEM_PROMPTS
-            and self.tokens.tokenizer.chat_template
-        ):
+        if system not in self.keeps_system and len(self.keeps_system) < _SYSTEM_PROMPTS and self.talks:
             try:
                 said = self.tokens.render(example.messages)
                 self.keeps_system[system] = " ".join(system.split()) in " ".join(said.split())
@@ -301,14 +299,15 @@ class _Look:
         start = self.tokens.tokenizer.bos_token_id
         if start is not None and row.ids[:2] == [start, start]:
             flags.append("double_start")
-        answers = self.material.objective.model_kind == "causal_lm" and self.material.objective.name != "text"
         if not targets:
             flags.append("unlearned")
         elif row.lost or row.left_out:
-            flags.append("cut_answer" if answers and row.lost and learned[-1] else "cut" if row.lost else "shortened")
+            flags.append(
+                "cut_answer" if self.talks and row.lost and learned[-1] else "cut" if row.lost else "shortened"
+            )
         elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
             flags.append("cut_answer")
-        elif answers:
+        elif self.talks:
             # Most end with it.
             pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
             if not any(trained and token in self.tokens.end_ids for token, trained in pairs):
@@ -331,6 +330,8 @@ class _Look:
                     map(named.__getitem__, unknown)
                 )
         few = {label for label, count in self.labels.items() if count < 2}
+        if self.talks and self.tokens.plain:
+            self.counts["plain"] = len(lengths)
         if few:
             self.counts["lonely_label"] = sum(self.labels[label] for label in few)
         trained = int(np.sum(self.targets))
@@ -384,6 +385,11 @@ class _Look:
                     remedies = [{"data.leave_out": [*self.config.data.leave_out, name]}]
                 elif name == "left_out":
                     remedies = [{"data.leave_out": []}]
+                elif name in _TEMPLATE and self.talks and not self.tokens.plain:
+                    by_template = name != "refused" or any(one.field == "data.template" for one in self.refusals)
+                    remedies = [{"data.template": "plain"}] if by_template else []
+                elif name == "plain" and self.tokens.own_template:
+                    remedies = [{"data.template": "model"}]
                 found.append(Finding(name, count, tuple(self.found[name]), tuple(remedies)))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
 

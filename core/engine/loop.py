@@ -89,9 +89,9 @@ def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]
     dtype = choose_dtype(config.model.dtype, device, config.method)  # type: ignore[arg-type]
     model, tokenizer = load_model(config.model, device, dtype, objective)
     limit = longest_input(model)
-    chats = objective.model_kind == "causal_lm"
     ends = end_token_ids(getattr(model, "generation_config", None), tokenizer)
-    tokens = Tokens(tokenizer, min(config.data.max_length, limit or config.data.max_length), ends, chats=chats)
+    longest = min(config.data.max_length, limit or config.data.max_length)
+    tokens = Tokens(tokenizer, longest, ends, template=config.data.template)
     adapted = Adapted(model)
     text = config.method.starting_text() if isinstance(config.method, PromptMethod) else None
     heads = find_heads(model, config.model)  # type: ignore[arg-type]

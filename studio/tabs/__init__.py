@@ -37,7 +37,7 @@ class Page:
             returning the id to it. It comes over the network: look it up with `core.runs.find_id`.
         form: what Train is set to, as `studio.form.Form.to_memory` writes it; kept in the browser.
         data: the data set that the Data tab hands to Train: {"train", "format", "columns", "tasks"} or None; with
-            "settings", values by knob that Train shall take as well.
+            "settings", values by knob that Train shall take as well, or alone.
         config: plain data of a configuration that is handed to Train (from Runs): {"config"} or None. Gradio tells of a
             changed State by its queue alone, so the handler that sets it must not say `queue=False`.
         timer: ticks every two seconds. Handlers on it say `queue=False, show_progress="hidden"`, only read files, take a

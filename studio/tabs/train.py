@@ -111,7 +111,7 @@ class _Train:
         words, form = self.words, self.form
         gr.HTML(f"<h2>{report.escape(words.t('train.question'))}</h2>")
         with gr.Row(elem_classes=["pair"]):
-            self._draw_knob(knobs()["model.name"], choices=_model_choices(words))
+            self._draw_knob(knobs()["model.name"], choices=shelf.model_choices(words))
             self._draw_knob(knobs()["data.train"], choices=_data_choices(words))
         with gr.Row(elem_classes=["pair"]):
             self._draw_knob(
@@ -294,8 +294,9 @@ class _Train:
         if not isinstance(data, dict):
             return gr.skip()
         new = self._gather(*entries)[1]
-        for key in ("train", "format", "columns"):
-            new.shown[f"data.{key}"] = knobs()[f"data.{key}"].show(data.get(key))
+        handed = [key for key in ("train", "format", "columns") if key in data]
+        for key in handed:
+            new.shown[f"data.{key}"] = knobs()[f"data.{key}"].show(data[key])
         # The likeliest task that these rows can teach and the model can do, if that is not chosen already.
         told = data.get("tasks")
         fitting = [name for name in knobs()["task"].choices if isinstance(told, list) and name in told]
@@ -304,9 +305,12 @@ class _Train:
             new = new.for_task(next((name for name in possible if name in fitting), new.task))
         settings = data.get("settings")
         for key, value in settings.items() if isinstance(settings, dict) else ():
-            if key in knobs():
+            if key == "model.name":
+                new = new.for_model(str(value))
+            elif key in knobs():
                 new.shown[key] = knobs()[key].show(value)
-        return self._fill(new) | self._show("")
+        # Another model alone is no reason to look away from a run.
+        return self._fill(new) | (self._show("") if handed else {})
 
     def _save(self, *entries: Any) -> Updates:
         form = self._gather(*entries)[1]
@@ -421,10 +425,6 @@ def _bound(handler: Callable[..., Updates], first: Any) -> Callable[..., Updates
 def _one_of(value: Any, names: Iterable[str], otherwise: str) -> str:
     """The value if it is one of these names: what a page sends may be anything."""
     return value if isinstance(value, str) and value in names else otherwise
-
-
-def _model_choices(words: Language) -> list[tuple[str, str]]:
-    return [(words.t("train.playground") if name == "playground" else name, name) for name in shelf.models()]
 
 
 def _data_choices(words: Language, chosen: Any = "") -> list[tuple[str, str]]:

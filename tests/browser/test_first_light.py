@@ -314,7 +314,14 @@ def test_first_evening(page: sync_api.Page, studio: Studio, data_file: Path, tmp
 
 def test_every_row_is_looked_at(page: sync_api.Page, studio: Studio) -> None:
     page.goto(studio.url + "/en/")
-    open_tab(page, "Data")
+    # Which model reads them is one setting, here and in Train.
+    models = page.get_by_label("Base model").locator("visible=true")
+    for name, here, there in (("owner/other", "Data", "Train"), ("playground", "Train", "Data")):
+        open_tab(page, here)
+        models.fill(name)
+        models.press("Enter")
+        open_tab(page, there)
+        expect(models).to_have_value(re.compile(name), timeout=WAIT)
     page.get_by_role("button", name="Look at every row").click()
     row = page.locator("#inspect-row")
     expect(row.locator(".token.learned").first).to_be_visible(timeout=WAIT)

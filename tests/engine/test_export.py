@@ -203,6 +203,37 @@ def test_a_chat_template_goes_along_where_one_was_lent(
     assert not (tmp_path / "own" / "chat_template.jinja").exists()
 
 
+def test_a_run_is_spoken_to_and_taken_away_in_the_template_that_it_was_trained_with(
+    home: Path, family: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    """The base keeps its own; what the run is asked is what it read, and what transformers writes for the export."""
+    data = {"train": str(rows_file), "max_length": 64, "template": "plain"}
+    run = train(family("llama"), rows_file, {"name": "lora", "rank": 2}, data=data)
+    for to in ("adapter", "lora", "merged"):
+        exports.export(run, to, tmp_path / to)  # type: ignore[arg-type]
+    for to in ("adapter", "lora"):
+        assert (tmp_path / to / "chat_template.jinja").read_text() == PLAIN_TEMPLATE
+    merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    own = AutoTokenizer.from_pretrained(family("llama"))
+    turns = [{"role": "user", "content": ASK[0].content}]
+    read = [len(one.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]) for one in (own, merged)]
+    assert merged.chat_template == PLAIN_TEMPLATE and read[0] != read[1]
+    speaker, asked = Speaker(run.config().model), []
+    for who, is_merged in ((None, False), (run, False), (None, False), (run, True)):
+        speech = speaker.speak(ASK, GREEDY, *speaker.choose(who, merged=is_merged))
+        "".join(speech.pieces)
+        asked.append(speech.usage["prompt_tokens"])
+    assert asked == [read[0], read[1], read[0], read[1]]
+
+
+def test_a_classifier_is_given_no_chat_template(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the cat {n}", "label": "ab"[n % 2]}) + "\n" for n in range(8)))
+    run = train(family("bert"), path, {"name": "lora", "rank": 2}, task="classification")
+    exports.export(run, "adapter", tmp_path / "out")
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
 def test_the_adapter_is_taken_away_as_it_is(
     home: Path, family: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:

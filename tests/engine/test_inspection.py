@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow
 import pytest
-from ground import run_core
+from ground import ROOT, run_core
+from transformers import AutoTokenizer
 
 from core import presets, runs
 from core.engine import loop, worker
@@ -45,6 +46,7 @@ CASES = [
     ("llama", "chat", "lora oldest"),
     ("llama", "chat", "lora split"),
     ("llama", "chat", "lora drop"),
+    ("llama", "chat", "lora plain"),
     ("llama", "chat", "prompt_tuning"),
     ("llama", "chat", "prefix_tuning"),
     ("gpt2", "text", "lora"),
@@ -81,7 +83,10 @@ def test_what_is_shown_is_what_is_trained(
         # What the model can read, less what stands before every row.
         changes |= {"method.tokens": 5, "data.max_length": 1000}
     method, _, too_long = method.partition(" ")
-    changes |= {"method.name": method, "data.too_long": too_long or "cut"}
+    template, too_long = ("plain", "") if too_long == "plain" else ("model", too_long)
+    changes |= {"method.name": method, "data.too_long": too_long or "cut", "data.template": template}
+    if template == "plain":
+        changes["data.max_length"] = 96  # its headings are long
     config = presets.load(task, changes)
     report = inspect(config, tmp_path / "look")
     batched: list[Any] = []
@@ -114,6 +119,11 @@ def test_what_is_shown_is_what_is_trained(
     if method in ("prompt_tuning", "p_tuning"):
         assert report["max_length"] == 123
     assert report["aside_rows"] > 0 or too_long == "drop"
+    if template == "plain":
+        (found,) = (one for one in report["findings"] if one["name"] == "plain")
+        assert found["count"] == report["trained_rows"] and found["remedies"] == [{"data.template": "model"}]
+        tokenizer = AutoTokenizer.from_pretrained(family(name))
+        assert {tokenizer.decode(row["ids"][1:6]) for row in shown} == {"### S", "### U"}
     if task in ("chat", "classification") and method == "lora" and too_long != "drop":
         assert any(row["lost"] for row in shown), "some rows are longer than they may be"
     if too_long == "drop":
@@ -329,6 +339,34 @@ def test_templates_that_drop_the_system_prompt_or_never_end(family: Callable[[st
     found = {one["name"]: one["rows"] for one in look(path, model, data__eval_fraction=0.0)["findings"]}
     assert found["dropped_system"] == [1, 2] and found["double_start"] == [1, 2, 3]
     assert "endless" not in found  # an end is given to answers that the template leaves without one
+
+
+@pytest.mark.parametrize(("template", "finding"), [("internlm", "dropped_system"), ("gemma", "refused")])
+def test_the_plain_template_mends_what_the_models_own_drops_or_refuses(
+    shared: Path, tmp_path: Path, template: str, finding: str
+) -> None:
+    """On real models: one press takes the finding away, and another takes the press back."""
+    import shutil
+
+    model = Path(shutil.copytree(shared / "models" / "stories260K", tmp_path / "model"))
+    path = write(tmp_path / "rows.jsonl", [talk("a", "sat", "be brief"), talk("b", "sat")])
+    bare = {one["name"]: one for one in look(path, model, data__eval_fraction=0.0)["findings"]}
+    assert bare["plain"]["count"] == 2 and not bare["plain"]["remedies"], "it has no other"
+    shutil.copy(ROOT / "tests" / "templates" / f"{template}.jinja", model / "chat_template.jinja")
+    before = {one["name"]: one for one in look(path, model, data__eval_fraction=0.0)["findings"]}
+    assert before[finding]["rows"] == [1] and before[finding]["remedies"] == [{"data.template": "plain"}]
+    after = look(path, model, data__eval_fraction=0.0, data__template="plain")
+    there = {one["name"]: one for one in after["findings"]}
+    assert finding not in there and "plain" not in before and after["trained_rows"] == 2
+    assert there["plain"]["remedies"] == [{"data.template": "model"}]
+
+
+def test_no_other_template_is_offered_for_what_the_task_refuses(family: Callable[[str], Path], tmp_path: Path) -> None:
+    rows = [{"context": "the cat sat", "question": "who", "answers": answers} for answers in (["the cat"], [])]
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = look(path, family("llama"), "generative_qa", data__eval_fraction=0.0)
+    found = {one["name"]: one for one in report["findings"]}
+    assert found["refused"]["rows"] == [2] and not found["refused"]["remedies"]
 
 
 def test_nothing_to_learn_is_said_and_ends_with_2(home: Path, family: Callable[[str], Path], tmp_path: Path) -> None:

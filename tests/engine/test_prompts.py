@@ -596,7 +596,7 @@ def test_answers_in_a_text_are_found_where_they_are(family: Callable[[str], Path
     model, tokenizer = load_model(ModelSettings(name=str(family("bert"))), torch.device("cpu"), torch.float32, task)
     adapted = Adapted(model)
     put(adapted, EMBEDDED[0], heads=find_heads(model))
-    tokens = Tokens(tokenizer, 128, set(), chats=False)
+    tokens = Tokens(tokenizer, 128, set())
     (row,) = tokens.spell_windows("what sat", "the cat sat on the mat", 0)
     before, _ = adapted.before(TRAINED)
     n = len(before)

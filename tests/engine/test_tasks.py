@@ -42,7 +42,7 @@ def load(folder: Path, task: objectives.Objective) -> tuple[Any, Tokens, Reader]
     torch.manual_seed(0)
     model, tokenizer = load_model(ModelSettings(name=str(folder)), torch.device("cpu"), torch.float32, task)
     ends = end_token_ids(getattr(model, "generation_config", None), tokenizer)
-    tokens = Tokens(tokenizer, longest_input(model) or 128, ends, chats=False)
+    tokens = Tokens(tokenizer, longest_input(model) or 128, ends)
     return model, tokens, Reader(model, packing=True, kind=task.model_kind)
 
 
@@ -410,7 +410,7 @@ def test_a_text_cannot_end_itself(family: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("stride", [0, 8, 500])
 def test_windows_cover_a_context_and_each_answer(family: Callable[[str], Path], name: str, stride: int) -> None:
     _, tokens, _ = load(family(name), ExtractiveQA())
-    tokens = Tokens(tokens.tokenizer, 40, tokens.end_ids, chats=False)
+    tokens = Tokens(tokens.tokenizer, 40, tokens.end_ids)
     context = " ".join(f"w{number:03d}" for number in range(60))
     windows = tokens.spell_windows("what is the sky", context, stride)
     assert len(windows) > 3
@@ -442,7 +442,7 @@ def test_windows_cover_a_context_and_each_answer(family: Callable[[str], Path], 
 
 def test_an_answer_that_no_window_holds_is_refused(family: Callable[[str], Path]) -> None:
     _, tokens, _ = load(family("bert"), ExtractiveQA())
-    tokens = Tokens(tokens.tokenizer, 24, tokens.end_ids, chats=False)
+    tokens = Tokens(tokens.tokenizer, 24, tokens.end_ids)
     context = "the cat sat on the mat " * 20
     settings = Config.read({"data": {"stride": 2}}).data
     for answer_, words in ((Answer(context[:200], 0), "in no window"), (Answer("dog", None), "does not stand")):
@@ -452,7 +452,7 @@ def test_an_answer_that_no_window_holds_is_refused(family: Callable[[str], Path]
 
 def test_a_long_question_leaves_room_for_its_context(family: Callable[[str], Path]) -> None:
     _, tokens, _ = load(family("bert"), ExtractiveQA())
-    tokens = Tokens(tokens.tokenizer, 32, tokens.end_ids, chats=False)
+    tokens = Tokens(tokens.tokenizer, 32, tokens.end_ids)
     windows = tokens.spell_windows("what is the colour " * 30, "the cat sat on the mat", 4)
     assert all(len(window.ids) <= 32 for window in windows)
     assert any(place for window in windows for place in window.places)
@@ -532,7 +532,7 @@ def test_real_rows_are_spelled_for_a_real_encoder(shared: Path, tmp_path: Path) 
         fitted = objectives.find(task).fitted(rows.examples)
         assert len(fitted.labels) == labels
         _, tokens, _ = load(model, fitted)
-        tokens = Tokens(tokens.tokenizer, 128, tokens.end_ids, chats=False)
+        tokens = Tokens(tokens.tokenizer, 128, tokens.end_ids)
         config = Config.read({"data": {"stride": 32}})
         spelled = spell(rows, range(min(300, len(rows.examples))), fitted, tokens, config.data)
         assert len(spelled.rows) >= 300 and not spelled.refused

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,7 @@ import pytest
 
 from core import presets
 from core.engine.inspection import inspect
+from core.problem import Problem
 from studio import inspections, launcher
 from studio.form import Form
 from studio.inspections import Inspection
@@ -104,7 +106,7 @@ def wait(page: Inspector, key: str, seconds: float = 90) -> dict[Any, Any]:
 def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
     page.page.launcher.wake()
-    answer = page._look(view, Form.fresh().to_memory())
+    answer = page._look(view, Form.fresh().to_memory(), "playground")
     key = answer[page.key]
     assert inspections.shared().is_at_work(key) and answer[page.stop]["visible"]
     told = wait(page, key)
@@ -116,7 +118,7 @@ def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     assert sum(figure["data"][0]["y"]) == 33 and figure["data"][1]["x"] == [512, 512]
     # Asked again, nothing is done again; nor for the page of another language.
     helper = inspections.shared()._process
-    again = page._look(view, Form.fresh().to_memory())
+    again = page._look(view, Form.fresh().to_memory(), "playground")
     assert (again[page.key], again[page.seen]) == (key, "done") and inspections.shared()._process is helper
     place, shown = page._move(key, 30, "next")
     assert place == 31 and "<b>bold" not in shown and "&lt;" in shown
@@ -124,16 +126,19 @@ def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     assert page._search(key, 0, "it is 12")[0] == 12
     assert "No row holds" in page._search(key, 0, "zebra")[1]
     event = gr.EventData(None, {"row": "duplicate"})
-    assert page._pick(key, 0, view, None, event)[page.place] == 32
+    assert page._pick(key, 0, view, None, "playground", event)[page.place] == 32
     # A page may send anything.
     for wrong in (None, "", "../runs", 7, "x" * 99, "\U00020000" * 64, [], {}):
         assert page._refresh(wrong, "done") == gr.skip() and page._move(wrong, 0, "next") == gr.skip()
-        assert page._pick(wrong, 0, view, None, event) == gr.skip() and page._search(wrong, None, "a") == gr.skip()
+        assert (
+            page._pick(wrong, 0, view, None, "playground", event) == gr.skip()
+            and page._search(wrong, None, "a") == gr.skip()
+        )
 
 
 def test_nonsense_from_a_page_does_nothing(page: Inspector, rows: Path) -> None:
     view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
-    key = page._look(view, Form.fresh().to_memory())[page.key]
+    key = page._look(view, Form.fresh().to_memory(), "playground")[page.key]
     assert wait(page, key)[page.seen] == "done"
     for told in (
         {"row": []},
@@ -143,9 +148,9 @@ def test_nonsense_from_a_page_does_nothing(page: Inspector, rows: Path) -> None:
         {"mend": 3},
         {},
     ):
-        assert page._pick(key, 0, view, None, gr.EventData(None, told)) == gr.skip()
+        assert page._pick(key, 0, view, None, "playground", gr.EventData(None, told)) == gr.skip()
     # A name that no file system takes is a sentence.
-    answer = page._look({"source": "a" * 300, "format": "auto", "columns": {}}, Form.fresh().to_memory())
+    answer = page._look({"source": "a" * 300, "format": "auto", "columns": {}}, Form.fresh().to_memory(), "playground")
     answer = wait(page, answer[page.key])
     assert answer[page.key] == "" and "There is no file" in answer[page.state] and "role='alert'" in answer[page.state]
     # A stop that nobody asked for, or asked for twice, ends and deletes nothing.
@@ -166,29 +171,48 @@ def test_a_remedy_sets_train_and_looks_again(page: Inspector, rows: Path, monkey
     memory = Form.fresh()
     memory.shown["data.max_length"] = 64
     view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
-    key = page._look(view, memory.to_memory())[page.key]
+    key = page._look(view, memory.to_memory(), "playground")[page.key]
     told = wait(page, key)
     assert (
         "data-mend='cut_answer 0'" in told[page.findings]
         and "Longest row: 512" in told[page.findings]
         and "Rows that are too long: drop them" in told[page.findings]
     )
-    answer = page._pick(key, 0, view, memory.to_memory(), gr.EventData(None, {"mend": "cut_answer 0"}))
+    answer = page._pick(key, 0, view, memory.to_memory(), "playground", gr.EventData(None, {"mend": "cut_answer 0"}))
     handed = answer[page.page.data]
     assert handed["settings"] == {"data.max_length": 512} and handed["train"] == str(rows)
     assert answer[page.key] not in ("", key)
     assert "at most 512 tokens" in wait(page, answer[page.key])[page.state]
 
 
+def test_the_model_here_is_the_one_that_train_trains(
+    page: Inspector, rows: Path, family: Callable[[str], Path]
+) -> None:
+    """Chosen here it is handed to Train, looked through at once, and what was found through another is gone."""
+    other = str(family("llama"))
+    told = page._choose(other)
+    assert told[page.page.data]["settings"] == {"model.name": other} and told[page.key] == ""
+    view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
+    config = page._config(view, Form.fresh().to_memory(), other, {})
+    assert config.model.name == other and config == page._config(
+        view, Form.fresh().for_model(other).to_memory(), other, {}
+    )
+    with pytest.raises(Problem):
+        page._config(view, None, "", {})
+    assert "role='alert'" in page._choose(None)[page.state] and "role='alert'" in page._look(view, None, 7)[page.state]
+
+
 def test_it_can_be_cancelled_and_says_what_is_wrong(page: Inspector, tmp_path: Path, rows: Path) -> None:
     view = {"source": str(rows), "format": "auto", "columns": {}, "row": 0}
-    key = page._look(view, Form.fresh().to_memory())[page.key]
+    key = page._look(view, Form.fresh().to_memory(), "playground")[page.key]
     process = psutil.Process(inspections.shared()._process.pid)
     assert page._stop(key)[page.key] == "" and inspections.find(key) is None
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"a": 1}\n')
-    answer = page._look({"source": str(broken), "format": "auto", "columns": {}}, Form.fresh().to_memory())
+    answer = page._look(
+        {"source": str(broken), "format": "auto", "columns": {}}, Form.fresh().to_memory(), "playground"
+    )
     told = wait(page, answer[page.key])
     assert "The shape of these rows is not recognised." in told[page.state] and told[page.key] == ""
 
@@ -217,5 +241,8 @@ def test_every_name_has_its_word() -> None:
     words = Language("en")
     for key in [*(f"name_{name}" for name in KINDS), *(f"severity_{name}" for name in SEVERITIES)]:
         assert words.t(f"inspector.{key}")
+    page = SimpleNamespace(words=words)
+    said = {Inspector._remedy(page, "data.template", to) for to in ("plain", "model")}  # type: ignore[arg-type]
+    assert said == {"Chat template: plain", "Chat template: the model's own"}
     for name in (*SCRIPTS, "other", "none"):
         assert words.t(f"inspector.script_{name.lower()}")

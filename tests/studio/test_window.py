@@ -292,6 +292,18 @@ def test_several_files_are_one_data_set_and_bad_ones_are_named(draw: Any, home: 
         assert tab._take_away(answer[tab.view], gr.EventData(None, {"away": "0"})) == gr.skip()
 
 
+def test_another_model_that_was_chosen_elsewhere_is_taken_with_its_size(draw: Any, home: Path) -> None:
+    train = draw(train_tab._Train)
+    told = {"settings": {"model.name": "owner/unknown"}, "press": "1"}
+    filled = train._take_data(told, *_entries(train, Form.fresh()))
+    assert filled[train.boxes["model.name"]] == "owner/unknown" and filled[train.size] == "small"
+    assert filled[train.memory] == Form.fresh().for_model("owner/unknown").to_memory()
+    assert filled[train.memory]["shown"] == {"model.name": "owner/unknown"}, "the rest is as the presets have it"
+    # The rows stay as they are chosen, and a run that is looked at stays in sight.
+    assert filled[train.boxes["data.train"]]["value"] == "sample:style" and train.watched not in filled
+    assert train.watched in train._take_data({"train": "sample:facts"}, *_entries(train, Form.fresh()))
+
+
 def test_files_of_two_shapes_stay_in_the_list_until_one_is_taken_away(draw: Any, home: Path) -> None:
     tab = draw(data_tab._Data)
     answer = tab._take_file(
