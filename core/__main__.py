@@ -273,8 +273,7 @@ def _resume(options: argparse.Namespace) -> int:
     if run.worker() is not None and run.result() is None:
         raise Problem("The run {run} is still running.", to_do="Stop it first.", run=run.id)
     told = dict(parse_assignment(text) for text in options.set)
-    # A finished one goes on when something makes it longer.
-    if not run.resumable and not (run.state() == "completed" and any(key in changes.PROLONGING for key in told)):
+    if not changes.can_go_on(run, told):
         raise Problem(
             "The run {run} cannot be resumed.",
             "It is {state}.",

@@ -29,6 +29,20 @@ def ask(run: Run, settings: Mapping[str, Any]) -> None:
     Raises:
         Problem: for a setting that cannot be changed now, and for a value that it cannot have.
     """
+    expected(run, settings)
+    waiting = (run.read_json(_WISH) or {}).get("set", {})
+    wish = {"id": str(time.time_ns()), "set": {**waiting, **settings}}
+    (run.folder / "control").mkdir(exist_ok=True)
+    write_whole(run.folder / _WISH, json.dumps(wish))
+
+
+def expected(run: Run, settings: Mapping[str, Any] | None = None) -> Config:
+    """The settings as they are when all that was asked for, and these, are taken.
+
+    Raises:
+        Problem: as `ask` does.
+    """
+    settings = settings or {}
     problems = [
         Problem(
             "The setting {key} cannot be changed in a training that has begun.",
@@ -42,11 +56,13 @@ def ask(run: Run, settings: Mapping[str, Any]) -> None:
         if key not in CHANGEABLE
     ]
     Problem.raise_all(problems)
-    waiting = (run.read_json(_WISH) or {}).get("set", {})
-    wish = {"id": str(time.time_ns()), "set": {**waiting, **settings}}
-    apply(run.config(), [*taken(run), wish])
-    (run.folder / "control").mkdir(exist_ok=True)
-    write_whole(run.folder / _WISH, json.dumps(wish))
+    waiting = [{"set": (run.read_json(name) or {}).get("set", {})} for name in (_TAKEN, _WISH)]
+    return apply(run.config(), [*taken(run), *waiting, {"set": settings}])
+
+
+def can_go_on(run: Run, settings: Mapping[str, Any]) -> bool:
+    """Whether a worker finds something to do: it ended before its end, or these settings make a finished one longer."""
+    return run.resumable or (run.state() == "completed" and any(key in PROLONGING for key in settings))
 
 
 def waits(run: Run) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import dataset, methods, objectives
-from core.config import Config, Settings
+from core.config import Config, Settings, TrainSettings
 from core.model import ModelFacts, check_safety, check_task, describe, locate
 from core.problem import Problem
 from core.targets import HEADS, ends_with, lies_in
@@ -115,9 +115,25 @@ def count_eval_rows(config: Config, rows: int) -> int:
 
 def count_steps(config: Config, rows: int, batch_size: int) -> int:
     """Optimizer steps of the whole training; the last, smaller window of an epoch counts as one."""
-    per_epoch = math.ceil(rows / (batch_size * config.train.gradient_accumulation))
-    steps = max(1, math.ceil(per_epoch * config.train.epochs))
-    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+    return limit_steps(config.train, math.ceil(rows / (batch_size * config.train.gradient_accumulation)))
+
+
+def limit_steps(settings: TrainSettings, per_epoch: int) -> int:
+    """Optimizer steps of a training whose every epoch has so many."""
+    steps = max(1, math.ceil(per_epoch * settings.epochs))
+    return min(steps, settings.max_steps) if settings.max_steps else steps
+
+
+def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
+    """The learning rate of a step (counted from 0): a function of the step alone, so that resuming needs no state."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
+        settings.scheduler
+    ]
+    return settings.learning_rate * factor
 
 
 def choose_batch_size(config: Config, parameters: int | None) -> int:

@@ -62,12 +62,12 @@ class Language:
     def __init__(self, code: str):
         self.code = code
 
-    def t(self, key: str, **facts: Any) -> str:
+    def t(self, key: str, /, **facts: Any) -> str:
         """The window's text of that key, filled with `facts`; KeyError for a key that no file has."""
         text = keys(self.code)[key]
         return text.format(**facts) if facts else text
 
-    def text(self, english: str, **facts: Any) -> str:
+    def text(self, english: str, /, **facts: Any) -> str:
         """The core's text in this language, filled with `facts`."""
         text = say(self.code, english)
         return text.format(**facts) if facts else text

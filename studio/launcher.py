@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from core import notice, queue, runs
+from core import changes, notice, queue, runs
 from core.launch import ROOT, environment
 from core.problem import Problem
 from core.runs import Run
@@ -32,6 +32,7 @@ class Launcher:
     def __init__(self) -> None:
         self._children: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._working: set[str] = set()
+        self._resuming = threading.Lock()
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -76,16 +77,20 @@ class Launcher:
             run.ask(what)
             self.wake()
 
-    def resume(self, run: Run) -> None:
-        """Put a run that ended before its end back into the queue.
+    def resume(self, run: Run, settings: Mapping[str, Any] | None = None) -> None:
+        """Put a run that ended back into the queue, with other settings from where it goes on.
 
         Raises:
-            Problem: when it is complete, or at work.
+            Problem: when it is at work, when it is complete and nothing makes it longer, and for impossible settings.
         """
-        if not run.resumable:
-            raise Problem("The run {run} cannot be resumed.", "It is {state}.", run=run.title, state=run.state())
-        run.take("stop")
-        run.ask("resume")
+        settings = settings or {}
+        with self._resuming:  # of two presses at once the second finds that it waits
+            if not changes.can_go_on(run, settings):
+                raise Problem("The run {run} cannot be resumed.", "It is {state}.", run=run.title, state=run.state())
+            if settings:
+                changes.ask(run, settings)
+            run.take("stop")
+            run.ask("resume")
         self.wake()
 
     def step(self) -> None:

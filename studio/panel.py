@@ -10,6 +10,7 @@ from core import runs
 from core.problem import Problem
 from core.runs import Metrics, Run
 from studio import answers, charts, report
+from studio.course import Course
 from studio.metrics import read_metrics
 from studio.tabs import Page
 
@@ -59,6 +60,7 @@ class Panel:
                 self.yes = gr.Button(words.t("common.discard_yes"), variant="stop", size="md", min_width=100)
                 self.no = gr.Button(words.t("common.discard_no"), size="md", min_width=100)
         self.trouble = gr.HTML()
+        self.course = Course(words, page.launcher)
         self.advice = gr.HTML()
         with gr.Column(elem_classes=["plots"]):
             self.chart = charts.component(words.t("common.loss_chart"))
@@ -90,10 +92,11 @@ class Panel:
             self.matrix,
             self.samples,
             self.events,
+            *self.course.outputs,
         ]
 
-    def refresh(self, run_id: Any, seen: Any) -> Updates:
-        """What has changed since `seen`; nothing when nothing has."""
+    def refresh(self, run_id: Any, seen: Any, offer: Any = None) -> Updates:
+        """What has changed since `seen`; nothing when nothing has. `offer` is what the fold of changes was filled with."""
         run = find(run_id)
         if run is None:
             return {self.seen: ""} if seen else {}
@@ -102,7 +105,7 @@ class Panel:
             return {}
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
         try:
-            return {self.seen: now} | self._draw(run)
+            return {self.seen: now} | self._draw(run) | self.course.refresh(run, offer)
         except Exception as error:  # whatever lies in a folder, the page goes on, and lets it be deleted
             buttons = (self.stop, self.save, self.discard, self.sure, self.resume, self.chat, self.export)
             hidden = {button: gr.update(visible=False) for button in buttons}
@@ -172,14 +175,16 @@ class Panel:
 
     def _listen(self) -> None:
         quick = {"queue": False, "show_progress": "hidden"}
-        look = {"inputs": [self.run, self.seen], "outputs": self.outputs}
+        look = {"inputs": [self.run, self.seen, self.course.offer], "outputs": self.outputs}
 
-        def refresh(run_id: Any, seen: Any) -> Any:
-            return self.refresh(run_id, seen) or gr.skip()
+        def refresh(run_id: Any, seen: Any, offer: Any) -> Any:
+            return self.refresh(run_id, seen, offer) or gr.skip()
 
         self.page.timer.tick(refresh, **look, **quick)
         self.run.change(refresh, **look, **quick)
-        self.page.blocks.load(lambda run_id: refresh(run_id, ""), inputs=[self.run], outputs=self.outputs, **quick)
+        self.page.blocks.load(
+            lambda run_id: refresh(run_id, "", None), inputs=[self.run], outputs=self.outputs, **quick
+        )
         launcher = self.page.launcher
         self.discard.click(lambda: gr.update(visible=True), outputs=[self.sure], **quick)
         for button in (self.yes, self.no):
@@ -201,6 +206,19 @@ class Panel:
                 outputs=[self.page.run, self.page.tabs],
                 **quick,
             )
+
+        typed = [self.run, *self.course.inputs]
+        for box in (self.course.more, self.course.unit, *self.course.boxes.values()):
+            box.input(
+                lambda run_id, *rest: self.course.preview(find(run_id), *rest) or gr.skip(),
+                inputs=typed, outputs=self.course.outputs, trigger_mode="always_last", **quick,
+            )  # fmt: skip
+        self.course.go.click(self._change, inputs=typed, outputs=self.outputs, **quick)
+
+    def _change(self, run_id: Any, *typed: Any) -> Updates:
+        run = find(run_id)
+        told = self.course.press(run, *typed) if run is not None else {}
+        return self.refresh(run_id, "", typed[0]) | told if told else gr.skip()
 
     def _act(self, run_id: Any, act: Any) -> Updates:
         run = find(run_id)

@@ -12,6 +12,7 @@ from core.advice import advise
 from core.problem import Problem
 from core.runs import ACTIVE, Metrics, Run, State
 from studio.charts import score_scale
+from studio.form import knobs
 from studio.language import Language, keys
 
 _TROUBLE = ("damaged_checkpoint", "best_lost")
@@ -220,6 +221,9 @@ def event_text(words: Language, event: Mapping[str, Any]) -> str:
     """One event as a sentence; one that is not known here is shown as it stands."""
     name = str(event.get("event"))
     told = {key: words.number(value) if _is_number(value) else str(value) for key, value in event.items()}
+    if name == "changed" and told.get("key") in knobs():
+        told["key"] = words.text(knobs()[told["key"]].title)
+        told |= {side: "–" if told.get(side) == "None" else told.get(side, "?") for side in ("old", "new")}
     if f"common.event_{name}" in keys(words.code):
         try:
             return words.t(f"common.event_{name}", **told)

@@ -41,11 +41,11 @@ from core.engine.model import (
     padding_token,
     peft_task,
 )
-from core.engine.optim import create_optimizer, head_ratios, learning_rate, measure_inputs, reserve_moments
+from core.engine.optim import create_optimizer, head_ratios, measure_inputs, reserve_moments
 from core.engine.quantization import count_parameters
 from core.engine.rows import order_rows
 from core.engine.wishes import Interrupted, Wishes
-from core.fit import choose_batch_size, count_steps
+from core.fit import choose_batch_size, count_steps, learning_rate
 from core.methods import PromptMethod
 from core.objectives import Objective, Row
 from core.problem import Problem

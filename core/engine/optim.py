@@ -1,8 +1,7 @@
-"""The optimizer and the learning rate's course."""
+"""The optimizer, and how fast each part of what is trained moves."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -85,15 +84,3 @@ def measure_inputs(model: nn.Module, heads: Sequence[str], read: Callable[[], ob
         for hook in hooks:
             hook.remove()
     return {path: max(sum(sizes) / len(sizes), 1e-6) for path, sizes in seen.items()}
-
-
-def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
-    """The learning rate of a step (counted from 0): a function of the step alone, so that resuming needs no state."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
-        settings.scheduler
-    ]
-    return settings.learning_rate * factor

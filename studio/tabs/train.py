@@ -13,8 +13,8 @@ from core import fit, formats, methods, objectives, presets, runs, sources
 from core.config import Config
 from core.dataset import Dataset
 from core.problem import Problem
-from studio import language as languages
 from studio import report, shelf
+from studio.fields import draw_component, name_setting
 from studio.form import CHOSEN, GROUPS, Form, Knob, basis, is_nonce, knobs, place, short_name, size_of, tasks_of, token
 from studio.language import Language
 from studio.panel import Panel, Updates, find
@@ -163,7 +163,7 @@ class _Train:
 
     def _draw_knob(self, knob: Knob, choices: list[tuple[str, str]] | None = None) -> None:
         with gr.Column(elem_classes=["knob", knob.kind.replace(" ", "-")], min_width=240):
-            self.boxes[knob.id] = _component(self.words, knob, self.form.shown[knob.id], choices)
+            self.boxes[knob.id] = draw_component(self.words, knob, self.form.shown[knob.id], choices)
             self.notes[knob.id] = gr.HTML(
                 _mark(self.words, self.form, knob, []), js_on_load=_RESET, elem_classes=["knob-note"]
             )
@@ -482,58 +482,13 @@ def _named_format(words: Language, problem: Problem) -> Problem:
     )
 
 
-def _component(words: Language, knob: Knob, value: Any, choices: list[tuple[str, str]] | None) -> Any:
-    """The component that edits a knob; ranges are said and not enforced by it: the answer to a wrong value is a Problem."""
-    unit = f" ({words.text(knob.unit)})" if knob.unit else ""
-    common: dict[str, Any] = {
-        "value": value,
-        "label": words.text(knob.title) + unit,
-        "info": words.text(knob.help),
-        "interactive": True,
-    }
-    if span := _span(words, knob):
-        common["info"] += f" {span}"
-    if choices or knob.kind in ("choice", "open choice"):
-        listed = choices or [(_choice_title(words, knob, choice), choice) for choice in knob.choices]
-        custom = knob.kind == "open choice"
-        return gr.Dropdown(listed, allow_custom_value=custom, filterable=custom, **common)
-    if knob.kind == "switch":
-        return gr.Checkbox(**common)
-    if knob.kind in ("number", "integer"):
-        return gr.Number(step=_step(knob), **common)
-    many = {"lines": 2, "pairs": 2}.get(knob.kind, 1)
-    hint = {"data.columns": "prompt = question"}.get(knob.key, "q_proj = 8" if knob.kind == "pairs" else "")
-    return gr.Textbox(lines=many, max_lines=8, placeholder=hint, **common)
-
-
-def _step(knob: Knob) -> float:
-    # A browser calls a number wrong that is no multiple of the step; what may be any number must not have one.
-    return 1 if knob.kind == "integer" and not knob.step else (knob.step or 0.00001)
-
-
-def _choice_title(words: Language, knob: Knob, choice: str) -> str:
-    if knob.key == "data.format" and choice != "auto":
-        return words.text(formats.find(choice).title)
-    key = f"train.choice_{choice}"
-    return words.t(key) if key in languages.keys(words.code) else choice  # bfloat16 is called so in every language
-
-
-def _span(words: Language, knob: Knob) -> str:
-    """The range in words; one without a sensible end says the beginning alone."""
-    if knob.low is None or knob.kind not in ("number", "integer"):
-        return ""
-    low = f"{knob.low:g}"
-    if knob.high is None or knob.high > 100_000:
-        return words.t("train.above" if knob.above else "train.from", low=low)
-    return words.t("train.above_to" if knob.above else "train.between", low=low, high=f"{knob.high:g}")
-
-
 def _mark(words: Language, form: Form, knob: Knob, wrong: list[Problem]) -> str:
     """Under a knob: what is wrong with it, where its value came from, and the way back."""
     if knob.method not in (None, form.method):
         return ""
     told = "".join(
-        f"<p class='wrong' role='alert'>{report.escape(words.explain(_named(words, part, knob)))}</p>" for part in wrong
+        f"<p class='wrong' role='alert'>{report.escape(words.explain(name_setting(words, part, knob)))}</p>"
+        for part in wrong
     )
     if knob.id in (*CHOSEN, "name"):
         return told
@@ -557,12 +512,6 @@ def _mark(words: Language, form: Form, knob: Knob, wrong: list[Problem]) -> str:
         )
     mark = f"<span class='mark {origin}'>{report.escape(words.t(f'train.from_{origin}'))}</span>"
     return told + f"<p>{mark} {report.escape(words.text(why))}</p>"
-
-
-def _named(words: Language, problem: Problem, knob: Knob) -> Problem:
-    """The problem with the setting's title where its key stands."""
-    facts = {**problem.facts, **({"key": words.text(knob.title)} if problem.facts.get("key") == knob.key else {})}
-    return Problem(problem.what, problem.there_is, problem.to_do, field=problem.field, **facts)
 
 
 def _pointer(words: Language, placed: dict[str, list[Problem]]) -> str:

@@ -26,7 +26,8 @@ from core.engine import checkpoint as checkpoints
 from core.engine import loop, wishes, worker
 from core.engine.chat import Speaker
 from core.engine.export import export
-from core.engine.optim import create_optimizer, learning_rate, reserve_moments
+from core.engine.optim import create_optimizer, reserve_moments
+from core.fit import learning_rate
 from core.problem import Problem
 from core.runs import Run
 

@@ -23,8 +23,8 @@ from core.engine.data import Reader, Tokens
 from core.engine.evaluate import Measured, measure
 from core.engine.generate import GREEDY
 from core.engine.model import end_token_ids, load_model
-from core.engine.optim import learning_rate
 from core.engine.rows import Rows, order_rows
+from core.fit import learning_rate
 from core.formats import Message
 from core.objectives import Row
 from core.problem import Problem
