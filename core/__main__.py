@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
     sub = command("runs", _runs, "List the runs.")
     sub.add_argument("--json", action="store_true")
-    _add_queue(commands.add_parser("queue", help="See and change what waits: one run is at work at a time."))
+    _add_queue(commands.add_parser("queue", help="See and change what waits: one run is at work at a time on each device."))
     sub = command("pack", _pack, "Write a run as a zip that holds no path and no token of this machine.", "run")
     sub.add_argument("--out", type=Path, required=True, help="the zip file")
     command("import", _import, "Copy a run's folder from elsewhere among the studio's runs.", "folder")

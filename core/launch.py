@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _ENVIRONMENT_PREFIXES = (
     "HIP_",
     "ROCR_",
     "HSA_",
+    "ASCEND_",
+    "ZE_",
+    "ONEAPI_",
     "OMP_",
     "MKL_",
     "PYTORCH_",
@@ -52,8 +56,12 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "ATELIER_HOME": str(runs.home())}
 
 
-def spawn(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """`python -m core ARGUMENTS`, detached: it outlives the studio, and nothing of it is read but the file `log`."""
+def spawn(arguments: list[str], log: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """`python -m core ARGUMENTS`, detached: it outlives the studio, and nothing of it is read but the file `log`.
+
+    Args:
+        variables: of its environment, beside those that every worker gets.
+    """
     detached: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         detached = {
@@ -65,7 +73,8 @@ def spawn(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "core", *arguments],
-            cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=handle, stderr=subprocess.STDOUT, close_fds=True, **detached,
+            cwd=ROOT, env=environment() | dict(variables or {}), stdin=subprocess.DEVNULL, stdout=handle,
+            stderr=subprocess.STDOUT, close_fds=True, **detached,
         )  # fmt: skip
     finally:
         os.close(handle)

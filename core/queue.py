@@ -1,4 +1,4 @@
-"""The queue: which run is next, in the order that the user gave it; one at a time, whoever starts it."""
+"""The queue: which run is next, in the order that the user gave it; one at a time on each device, whoever starts it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core import process, runs
+from core import devices, process, runs
 from core.launch import spawn
 from core.problem import Problem
 from core.runs import Run, write_whole
@@ -134,17 +134,17 @@ def _check_waiting(run: Run, names: Sequence[str] | set[str]) -> None:
         raise Problem("The run {run} does not wait in the queue.", "It is {state}.", run=run.title, state=run.state())
 
 
-def launch(run: Run) -> subprocess.Popen[bytes] | None:
-    """Start the run's worker, in a session of its own; None, and a failed run, when that cannot be."""
+def launch(run: Run, device: str = "") -> subprocess.Popen[bytes] | None:
+    """Start the run's worker on that device, in a session of its own; None, and a failed run, when that cannot be."""
     try:
-        child = spawn(["work", str(run.folder)], run.folder / "log.txt")
+        child = spawn(["work", str(run.folder)], run.folder / "log.txt", devices.variables(device))
     except OSError as error:
         run.take("resume")  # or it would be tried again for ever
         problem = Problem("The worker could not be started.", "{error}.", error=error)
         run.finish("failed", str(problem), step=0, problem=problem.to_data())
         return None
     with contextlib.suppress(OSError):
-        runs.note_start(run, child.pid)
+        runs.note_start(run, child.pid, device)
     return child
 
 
@@ -170,7 +170,7 @@ def _has_left(run: Run, worker: Mapping[str, Any]) -> bool:
 
 
 def start_next(patience: float = 1.0) -> Run | None:
-    """Start what is next when the device is free and no studio is open, which would start it itself.
+    """Start what is next when a device is free and no studio is open, which would start it itself.
 
     A worker calls this when it has ended, so that a queue is worked off with no studio at all. What is started has a
     session of its own and outlives the caller.
@@ -179,7 +179,8 @@ def start_next(patience: float = 1.0) -> Run | None:
         patience: seconds to wait for another process that looks what is next, and may not have seen the newest.
 
     Returns:
-        The run that was started; None when there is none, or another process sees to it.
+        The run that was started, the first of several on several devices; None when there is none, or another process
+        sees to it.
     """
     lock = FileLock(runs.home() / "launcher.lock", mode=0o600)
     with contextlib.suppress(Timeout), lock.acquire(timeout=patience):
@@ -189,15 +190,27 @@ def start_next(patience: float = 1.0) -> Run | None:
             remove(run)
             some.remove(run)
         at_work = [(run, worker) for run in everything if (worker := run.worker()) is not None]
-        if any(worker["pid"] != os.getpid() and not _has_left(run, worker) for run, worker in at_work):
-            return None
+        busy = [run for run, worker in at_work if worker["pid"] != os.getpid() and not _has_left(run, worker)]
         # What this process was started for and could not begin is not tried again at once.
         mine = {run for run in some if (run.read_json(runs.LAUNCH) or {}).get("pid") == os.getpid()}
         # Also one that was started and has not signed in yet, whatever its state is called.
         others = [run for run in everything if run not in mine and (run.result() is None or run.asked("resume"))]
-        if any(is_starting(run) for run in others if (run.read_json(runs.LAUNCH) or {}).get("pid") != os.getpid()):
-            return None
-        for run in ready(some):
-            if run not in mine and launch(run) is not None:
-                return run
+        busy += [
+            run for run in others
+            if run not in busy and (run.read_json(runs.LAUNCH) or {}).get("pid") != os.getpid() and is_starting(run)
+        ]  # fmt: skip
+        able = [run for run in ready(some) if run not in mine and run not in busy]
+        return next(iter(start(able, busy)), None)
     return None
+
+
+def start(some: Iterable[Run], at_work: Iterable[Run]) -> dict[Run, subprocess.Popen[bytes]]:
+    """Start as many of these runs, in their order, as devices are free beside those `at_work`."""
+    free, started = devices.free(at_work), {}
+    for run in some:
+        if not free:
+            break
+        if (child := launch(run, free[0])) is not None:
+            started[run] = child
+            free.pop(0)
+    return started

@@ -422,9 +422,9 @@ def _create(config: Settings, folder: Path | None, here: bool) -> Run:
     return Run(folder)
 
 
-def note_start(run: Run, pid: int | None = None) -> None:
+def note_start(run: Run, pid: int | None = None, device: str = "") -> None:
     """Note whose turn it is to become the run's worker (by default this process), until it signs in itself."""
-    write_whole(run.folder / LAUNCH, json.dumps(process.identify(pid)))
+    write_whole(run.folder / LAUNCH, json.dumps(process.identify(pid) | ({"device": device} if device else {})))
 
 
 def find(name: str) -> Run:

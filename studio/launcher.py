@@ -1,4 +1,4 @@
-"""Starts, adopts and buries the workers: one run at a time on the device, the others wait in the order of their start."""
+"""Starts, adopts and buries the workers: one run at a time on each device, the others wait in the order of their start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from core import changes, notice, queue, runs
+from core import changes, devices, notice, queue, runs
 from core.launch import ROOT, environment
 from core.problem import Problem
 from core.runs import Run
@@ -103,11 +103,11 @@ class Launcher:
             queue.remove(run)
             waiting.remove(run)
         self._tell_killed(everything)
-        busy = any(run.worker() is not None for run in everything)
         starting = [run for run in waiting if self._is_starting(run)]
-        ready = queue.ready(waiting)
-        if ready and not busy and not starting:
-            self._launch(ready[0])
+        busy = [*starting, *(run for run in everything if run not in starting and run.worker() is not None)]
+        began = time.time()
+        for run, child in queue.start([run for run in queue.ready(waiting) if run not in starting], busy).items():
+            self._children[run.id] = child, began
 
     def _tell_killed(self, everything: Sequence[Run]) -> None:
         """A worker that was killed can tell nobody that the run has ended."""
@@ -132,12 +132,6 @@ class Launcher:
                     self._awake.wait(_EVERY)
                     self._awake.clear()
             self._ended.wait(_EVERY)
-
-    def _launch(self, run: Run) -> None:
-        started = time.time()
-        child = queue.launch(run)
-        if child is not None:
-            self._children[run.id] = child, started
 
     def _is_starting(self, run: Run) -> bool:
         """Whether a worker was started for it and lives, but has not yet written its own name into the folder."""
@@ -166,12 +160,13 @@ class Launcher:
 
     def _ask_device(self) -> None:
         """Ask the engine once which device there is; the studio itself never loads torch."""
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError, KeyError, ValueError, subprocess.SubprocessError):
             answer = subprocess.run(
                 [sys.executable, "-m", "core", "doctor", "--json"],
                 cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True,
             )  # fmt: skip
             self._device = json.loads(answer.stdout)
+            devices.note(self._device["devices"])
 
 
 def _tell(run: Run) -> None:

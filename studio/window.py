@@ -123,8 +123,8 @@ class _Header:
         left = run.left if run.state == "running" else None
         if isinstance(left, int | float):
             parts.append(words.duration(left))
-        if len(active) > 1:
-            parts.append(words.t("common.waiting", count=len(active) - 1))
+        if others := sum(run.state == "queued" for run in active if run is not working[0]):
+            parts.append(words.t("common.waiting", count=others))
         return run.id, " · ".join(parts)
 
     def _lead(self, run_id: Any) -> Any:

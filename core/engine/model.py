@@ -49,7 +49,7 @@ def find_device() -> torch.device:
 
 
 def describe_device() -> dict[str, Any]:
-    """What `doctor` and the window's header say: {kind, device, memory_gb, versions}."""
+    """What `doctor` and the window's header say: {kind, device, memory_gb, devices, versions}."""
     device = find_device()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -64,8 +64,22 @@ def describe_device() -> dict[str, Any]:
         "kind": device.type,
         "device": f"{name} · {gigabytes} GB",
         "memory_gb": gigabytes,
+        "devices": _name_devices(device.type),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def _name_devices(kind: str) -> dict[str, Any]:
+    """Which devices a process could be given: `names`, and the environment `variable` that takes them; none where there
+    is nothing to choose from."""
+    visible = {
+        "cuda": "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES",
+        "npu": "ASCEND_RT_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK",
+    }.get(kind, "")  # fmt: skip
+    count = getattr(torch, kind).device_count() if visible else 0
+    # Who sees some of them alone may give away no others.
+    named = [name.strip() for name in os.environ.get(visible, "").split(",") if name.strip()] if visible else []
+    return {"variable": visible, "names": named if len(named) == count else [str(index) for index in range(count)]}
 
 
 def choose_dtype(setting: str, device: torch.device, method: methods.Method | None = None) -> torch.dtype:

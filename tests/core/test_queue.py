@@ -195,7 +195,7 @@ def test_who_ends_starts_the_next_whatever_happened_to_it(
     mine.finish("failed")
     order: list[str] = []
     monkeypatch.setattr(notice, "tell", lambda run: order.append("tell"))
-    monkeypatch.setattr(queue, "launch", lambda run: order.append(run.id))
+    monkeypatch.setattr(queue, "launch", lambda run, device: order.append(run.id))
     assert main([command, mine.id]) == 2
     assert order == ["tell", waits.id], (
         "who is told may take a while, in which the next would not see that this one ends"

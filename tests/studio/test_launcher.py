@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import notice, queue, runs
+from core import devices, notice, queue, runs
 from core.config import Config
 from core.problem import Problem
 from core.runs import Run
@@ -316,3 +316,21 @@ def test_somebody_is_told_of_a_worker_that_cannot_tell_it_itself(
     workers[1].wait()
     looking.step()
     _until(lambda: (home / "dies-failed").exists() and (home / "killed-interrupted").exists())
+
+
+def test_two_devices_have_a_worker_each(workers: list[subprocess.Popen[bytes]]) -> None:
+    devices.note({"variable": "CUDA_VISIBLE_DEVICES", "names": ["0", "1"]})
+    first, second, third = _new("a"), _new("b"), _new("c")
+    looking = Launcher()
+    looking.step()
+    looking.step()
+    assert len(workers) == 2
+    seen = [psutil.Process(child.pid).environ()["CUDA_VISIBLE_DEVICES"] for child in workers]
+    assert seen == ["0", "1"]
+    _until(lambda: first.state() == second.state() == "running")
+    Launcher().step()  # a studio that was started anew
+    assert third.state() == "queued" and len(workers) == 2
+    (second.folder / "finish").touch()
+    _until(lambda: second.state() == "completed")
+    _until(lambda: (looking.step(), third.state() == "running")[1])
+    assert psutil.Process(workers[2].pid).environ()["CUDA_VISIBLE_DEVICES"] == "1" and first.state() == "running"
