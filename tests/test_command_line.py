@@ -84,10 +84,11 @@ def test_train_writes_what_the_house_promises(trained: Path) -> None:
     assert json.loads((trained / "result.json").read_text())["outcome"] == "completed"
 
 
-@pytest.mark.parametrize("how", [[], ["--merged"], ["--base"], ["--scale", "0.5"]])
-def test_chat(core: Callable, trained: Path, how: list[str]) -> None:
-    done = core("chat", trained, "--prompt", "what is 3", "--max-tokens", "5", "--temperature", "0", *how)
-    assert done.stdout.strip()
+def test_chat(core: Callable, place: Path, trained: Path) -> None:
+    ask = ("chat", trained, "--prompt", "what is 3", "--max-tokens", "5", "--temperature", "0")
+    assert core(*ask).stdout.strip()
+    for how in (["--merged"], ["--base"], ["--scale", "0.5"]):
+        assert run_core(place, *ask, *how).stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,9 @@ def test_merged_answers_as_applied(place: Path, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["adapter", "merged"])
-def test_export(core: Callable, trained: Path, tmp_path: Path, to: str) -> None:
-    core("export", trained, "--to", to, "--out", tmp_path / "out")
+def test_export(core: Callable, place: Path, trained: Path, tmp_path: Path, to: str) -> None:
+    run = core if to == "merged" else functools.partial(run_core, place)
+    run("export", trained, "--to", to, "--out", tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     card = (tmp_path / "out" / "README.md").read_text()
     if to == "adapter":
@@ -120,7 +122,7 @@ def test_export(core: Callable, trained: Path, tmp_path: Path, to: str) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         AutoTokenizer.from_pretrained(tmp_path / "out")
     assert str(trained.parent.parent) not in card
-    again = core("export", trained, "--to", to, "--out", tmp_path / "out", check=False)
+    again = run_core(place, "export", trained, "--to", to, "--out", tmp_path / "out", check=False)
     assert again.returncode == 2
     assert "not empty" in again.stderr
 
@@ -211,10 +213,8 @@ def test_lists(place: Path) -> None:
     assert json.loads(run_core(place, "estimate", "chat", "--json").stdout)["trainable"] > 0
 
 
-def test_check_data_counts_with_the_models_tokens(
-    core: Callable, family: Callable[[str], Path], rows_file: Path
-) -> None:
-    report = json.loads(core("check-data", rows_file, "--model", family("llama"), "--json").stdout)
+def test_check_data_counts_with_the_models_tokens(place: Path, family: Callable[[str], Path], rows_file: Path) -> None:
+    report = json.loads(run_core(place, "check-data", rows_file, "--model", family("llama"), "--json").stdout)
     assert (report["rows"], report["trained_rows"], report["format"]) == (40, 40, "messages")
     text = "".join(piece for piece, _ in report["preview"])
     learned = "".join(piece for piece, trained in report["preview"] if trained)
