@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -708,3 +709,13 @@ def test_an_upload_that_cannot_be_kept_leaves_nothing(
     with pytest.raises(Problem, match="The disk is full") as caught:
         dataset.import_file(write("a.jsonl", ROW), home)
     assert "free" in str(caught.value) and list(home.iterdir()) == []
+
+
+def test_what_a_killed_upload_left_is_removed_by_the_next(tmp_path: Path, write: Any) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, age in (("killed.partial", 7200), ("going-on.partial", 0)):
+        (home / name).write_text("half")
+        os.utime(home / name, (time.time() - age,) * 2)
+    kept = dataset.import_file(write("a.jsonl", ROW), home)
+    assert {path.name for path in home.iterdir()} == {"going-on.partial", kept.name}
