@@ -270,7 +270,7 @@ class Answered(Format):
         Raises:
             Problem: when there is no answer, or its turns are not in order.
         """
-        value, column = _as_turns(self.cell(row, role, columns)), columns.get(role, role)
+        value, column = as_turns(self.cell(row, role, columns)), columns.get(role, role)
         turns = read_turns(value, column) if isinstance(value, Mapping | list) else []
         if not turns:
             turns = [Message("assistant", self.text(row, role, columns))]
@@ -284,7 +284,7 @@ class Answered(Format):
         return conversation([*before, *turns], tools)
 
     def _read_prompt(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
-        value = _as_turns(self.cell(row, "prompt", columns))
+        value = as_turns(self.cell(row, "prompt", columns))
         if isinstance(value, Mapping | list):
             return read_turns(value, columns.get("prompt", "prompt"))
         texts = [self.text(row, "prompt", columns)]
@@ -294,7 +294,7 @@ class Answered(Format):
         return [Message("user", asked)] if asked else []
 
 
-def _as_turns(value: Any) -> Any:
+def as_turns(value: Any) -> Any:
     """The value, or the turns that its text holds as JSON: tables can only store lists as text."""
     if isinstance(value, str) and re.match(r'\s*\[?\s*\{\s*"(role|content|from|value)"\s*:', value):
         with contextlib.suppress(ValueError):  # an answer may look so by chance

@@ -79,6 +79,11 @@ SHAPES: list[tuple[dict[str, Any], str, Example]] = [
     ({"messages": [TURNS[0], BAD], "kto_tag": "no"}, "judgement", Example(WORSE, good=False)),
     ({"question": "Hi", "answer": "Hello", "label": "greeting"}, "completion", Example(HELLO)),
     ({"text": "Hi", "label": True}, "labels", Example(text="Hi", labels=("true",))),
+    # Beside nothing that it answers, a label is what the text is called; other names say what they mean.
+    ({"response": "Hi", "label": 1}, "labels", Example(text="Hi", labels=("1",))),
+    ({"answer": "Hi", "label": "0", "id": 3}, "labels", Example(text="Hi", labels=("0",))),
+    ({"response": "Hello", "desirable": 0}, "judgement", Example(text="Hello", good=False)),
+    ({"messages": [*TURNS], "label": 1}, "judgement", Example(HELLO, good=True)),
 ]  # fmt: skip
 
 
