@@ -443,11 +443,7 @@ def raw_text(text: str) -> Example:
 def check_text(texts: Sequence[str]) -> None:
     """Raise a Problem for texts that are too long together or hold half of a character."""
     if (length := sum(map(len, texts))) > LONGEST:
-        raise Problem(
-            "The row has {length:,} characters; at most {longest:,} can be read as one example.", "",
-            "Split it into several rows (in a .txt file: put blank lines between the parts).",
-            length=length, longest=LONGEST,
-        )  # fmt: skip
+        raise too_long(length)
     for text in texts:
         try:
             text.isascii() or text.encode()
@@ -457,6 +453,15 @@ def check_text(texts: Sequence[str]) -> None:
                 "It was cut or converted wrongly when it was written; repair or delete the row.",
                 code=f"\\u{ord(text[error.start]):04x}", position=error.start + 1,
             ) from None  # fmt: skip
+
+
+def too_long(length: int) -> Problem:
+    """What to say of a row of so many characters."""
+    return Problem(
+        "The row has {length:,} characters; at most {longest:,} can be read as one example.", "",
+        "Split it into several rows (in a .txt file: put blank lines between the parts).",
+        length=length, longest=LONGEST,
+    )  # fmt: skip
 
 
 def kind_of(value: Any) -> str:
