@@ -13,7 +13,7 @@ import math
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from core.problem import Problem
@@ -247,8 +247,12 @@ class Format:
 
 
 class Answered(Format):
-    """A format whose rows have answers to a prompt, an answer alone or at the end of a conversation that stands with it."""
+    """A format whose rows have answers to a prompt, an answer alone or at the end of a conversation that stands with it.
 
+    `spoken` is the reason where a conversation is written as one text, which names the speakers before their turns.
+    """
+
+    spoken: ClassVar[str]
     may = {
         "prompt": ("prompt", "question", "instruction", "query", "conversations", "messages", "input"),
         "input": ("input", "context"),
@@ -263,6 +267,14 @@ class Answered(Format):
             if role in columns or column not in found.values():
                 found[role] = column
         return found
+
+    def claim(self, rows: Sequence[Mapping[str, Any]], found: Mapping[str, str]) -> Recognition:
+        """As every format does; that texts are taken apart into turns is said."""
+        claimed, role = super().claim(rows, found), next(iter(self.needs))
+        cells = [self.cell(row, role, found) for row in rows if found[role] in row]
+        if sum(is_transcript(cell) for cell in cells) * 2 > len(cells):
+            return replace(claimed, because=self.spoken)
+        return claimed
 
     def read_answer(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Example:
         """The conversation up to and with the answer that plays `role`; raw text for an answer to nothing.
@@ -295,11 +307,24 @@ class Answered(Format):
 
 
 def as_turns(value: Any) -> Any:
-    """The value, or the turns that its text holds as JSON: tables can only store lists as text."""
+    """The value, or the turns that its text holds: as JSON, since tables can only store lists as text, or as a transcript."""
+    if is_transcript(value):
+        _, *parts = _SPEAKER.split(value.strip())
+        turns = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+        # A prompt ends where the answer begins.
+        return turns[:-1] if not turns[-1]["content"] and len(turns) > 1 else turns
     if isinstance(value, str) and re.match(r'\s*\[?\s*\{\s*"(role|content|from|value)"\s*:', value):
         with contextlib.suppress(ValueError):  # an answer may look so by chance
             return json.loads(value)
     return value
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether it is a conversation in one text, as Anthropic's hh-rlhf writes it: every turn behind Human: or Assistant:."""
+    return isinstance(value, str) and re.match(r"\s*Human:\s", value) is not None and "\n\nAssistant:" in value
 
 
 def columns_in(column: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ class Judgement(Answered):
         "training on judgements (KTO) is not possible yet."
     )
     because = "The rows have {answer}, and {good} says whether it is good."
+    spoken = "The rows have {answer}, a conversation between Human and Assistant, and {good} says whether its answer is good."
     needs = {
         "answer": ("completion", "response", "answer", "output", "messages", "conversations"),
         "good": ("kto_tag", "desirable", "is_desirable", "good", "is_good", "label"),
