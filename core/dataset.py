@@ -10,6 +10,7 @@ import random
 import re
 import secrets
 import shutil
+import time
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ from core.sources import HUB_ID, looks_like_hub_id
 
 __all__ = [
     "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "has_eval_files", "import_file", "load",
-    "looks_like_hub_id", "read_rows", "split",
+    "looks_like_hub_id", "read_rows", "remove_abandoned", "split",
 ]  # fmt: skip
 
 _SAY_EVERY = 1000
+_ABANDONED = 3600.0
 _MOST_SAID = 1000
 _LOOKED_AT = 10_000
 
@@ -360,6 +362,7 @@ def import_file(source: Path, folder: Path) -> Path:
     partial = target.with_name(target.name[:12] + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_abandoned(folder)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
         with open(source, "rb") as data, open(os.open(partial, flags, 0o600), "wb") as out:
             shutil.copyfileobj(data, out, 1024 * 1024)
@@ -374,6 +377,14 @@ def import_file(source: Path, folder: Path) -> Path:
         os.fsync(handle)
         os.close(handle)
     return target
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete copies that nobody goes on with: whoever made them was killed."""
+    for partial in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):  # somebody else may do the same
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink()
 
 
 def _safe_name(name: str) -> str:

@@ -380,17 +380,8 @@ def resolve_paths(config: Config) -> dict[str, Any]:
     for group, key in (("model", "name"), ("data", "train"), ("data", "eval")):
         if (value := data[group][key]) and value != "playground":
             pieces = sources.pieces(value) if group == "data" else [value]
-            data[group][key] = ";".join(map(_resolve, pieces))
+            data[group][key] = ";".join(map(sources.resolve, pieces))
     return data
-
-
-def _resolve(name: str) -> str:
-    """The whole path of what is there, else the name as it is."""
-    # A name that no file system takes is a mistake that is told elsewhere.
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        if (path := Path(name).expanduser()).exists():
-            return str(path.resolve())
-    return name
 
 
 def _create(config: Settings, folder: Path | None, here: bool) -> Run:

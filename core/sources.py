@@ -25,6 +25,8 @@ NAMED = {
 }  # fmt: skip
 """Words in the name of a file -> what it is for, when it stands in a folder with others."""
 
+_MOST_PARTS = 8
+
 Want = Literal["train", "eval", "aside"]
 """Which files of a folder: to train on; to measure on; to measure on, and only where others are to be trained on."""
 
@@ -33,7 +35,25 @@ def pieces(source: str) -> list[str]:
     """What a source names: itself, or the parts of a list with ; or new lines between them."""
     if _is_there(source):
         return [source]
-    return [piece.strip() for piece in re.split(r"[;\n]", source) if piece.strip()] or [source]
+    # Texts, and between them what parts them: that may belong to a name, too, as what is there by it shows.
+    parts, found = re.split(r"([;\n])", source), []
+    while parts:
+        counts = range(min(_MOST_PARTS, len(parts) // 2), 0, -1)
+        names = ((count, "".join(parts[: 2 * count + 1]).strip()) for count in counts)
+        count, name = next((one for one in names if _is_there(str(_find_sheet(one[1])[0]))), (0, parts[0].strip()))
+        found += [name] if name else []
+        del parts[: 2 * count + 2]
+    return found or [source]
+
+
+def resolve(name: str) -> str:
+    """The whole path of what is there, with the sheet that is named; else the name as it is."""
+    # A name that no file system takes is a mistake that is told elsewhere.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path, sheet = _find_sheet(name)
+        if path.exists():
+            return f"{path.resolve()}#{sheet}" if sheet else str(path.resolve())
+    return name
 
 
 def find_files(source: str, want: Want = "train") -> list[str]:

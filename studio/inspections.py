@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 import yaml
+from filelock import FileLock
 from pyarrow import compute
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from core import launch, model, runs, sources
+from core import launch, model, process, runs, sources
 from core.config import Config
 from core.findings import Finding
 from core.problem import Problem
@@ -31,6 +32,7 @@ from core.problem import Problem
 _KEPT = 8
 _TAIL = 1500
 _SEARCHED = 200_000
+_HELPER = "process.json"
 # What decides over a row's tokens; all else of a configuration may change and the answer is the same.
 _DECIDES = ("task", "model", "data", "method")
 _KEY = re.compile(r"[0-9a-f]{24}")
@@ -78,6 +80,10 @@ class Inspection:
         """Why there will be no report."""
         told = self._read("problem.json")
         return Problem.from_data(told) if told else None
+
+    def is_at_work(self) -> bool:
+        """Whether a helper is on it, of this studio or of another one on the same home."""
+        return process.lives(self._read(_HELPER))
 
     def findings(self) -> list[Finding]:
         """What is wrong, worst first."""
@@ -222,9 +228,10 @@ class Inspections:
 
     def start(self, config: Config) -> Inspection:
         """Have all rows looked at as this configuration would train them; nothing is done twice."""
-        with self._lock:
-            one = Inspection(folder() / _key_of(config))
-            if one.report() is not None or self._is_at_work(one.key):
+        key = _key_of(config)
+        with self._lock, FileLock(runs.home() / "inspections.lock", mode=0o600):
+            one = Inspection(folder() / key)
+            if one.report() is not None or one.is_at_work():
                 return one
             self._end()
             shutil.rmtree(one.folder, ignore_errors=True)
@@ -236,19 +243,12 @@ class Inspections:
             arguments = ["check-data", str(one.folder / "config.yaml"), "--out", str(one.folder)]
             self._process = launch.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
             self._key = one.key
+            runs.write_whole(one.folder / _HELPER, json.dumps(process.identify(self._process.pid)))
             return one
-
-    def is_at_work(self, key: str) -> bool:
-        """Whether a helper is on it."""
-        with self._lock:
-            return self._is_at_work(key)
-
-    def _is_at_work(self, key: str) -> bool:
-        return key == self._key and self._process is not None and self._process.poll() is None
 
     def failure(self, one: Inspection) -> Problem | None:
         """Why it ended without a report; None while it is at work, or when it has one."""
-        if self.is_at_work(one.key) or one.report() is not None:
+        if one.is_at_work() or one.report() is not None:
             return None
         tail = ""
         with contextlib.suppress(OSError):
@@ -313,5 +313,5 @@ def _forget_old(new: Path) -> None:
     """Keep the newest few: tokens of large files take room."""
     with contextlib.suppress(OSError):
         there = sorted(folder().iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in [path for path in there if path != new][_KEPT - 1 :]:
+        for old in [path for path in there if path != new and not Inspection(path).is_at_work()][_KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)

@@ -12,9 +12,10 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
+from core import dataset
 from core.problem import Problem
 from studio import language as languages
-from studio import report, tabs, theme
+from studio import report, shelf, tabs, theme
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
@@ -198,6 +199,7 @@ def serve(settings: GateSettings) -> int:
                 error=error.strerror,
             ) from None
     launcher.start()
+    dataset.remove_abandoned(shelf.folder())
     # Many runs that were never looked at take a moment; it shall pass before somebody asks for them.
     threading.Thread(target=overview.look, daemon=True).start()
     print(f"Atelier is open at {next(iter(settings.hosts().values()))}", flush=True)

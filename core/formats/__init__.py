@@ -13,7 +13,7 @@ import math
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from core.problem import Problem
@@ -247,8 +247,12 @@ class Format:
 
 
 class Answered(Format):
-    """A format whose rows have answers to a prompt, an answer alone or at the end of a conversation that stands with it."""
+    """A format whose rows have answers to a prompt, an answer alone or at the end of a conversation that stands with it.
 
+    `spoken` is the reason where a conversation is written as one text, which names the speakers before their turns.
+    """
+
+    spoken: ClassVar[str]
     may = {
         "prompt": ("prompt", "question", "instruction", "query", "conversations", "messages", "input"),
         "input": ("input", "context"),
@@ -264,13 +268,21 @@ class Answered(Format):
                 found[role] = column
         return found
 
+    def claim(self, rows: Sequence[Mapping[str, Any]], found: Mapping[str, str]) -> Recognition:
+        """As every format does; that texts are taken apart into turns is said."""
+        claimed, role = super().claim(rows, found), next(iter(self.needs))
+        cells = [self.cell(row, role, found) for row in rows if found[role] in row]
+        if sum(is_transcript(cell) for cell in cells) * 2 > len(cells):
+            return replace(claimed, because=self.spoken)
+        return claimed
+
     def read_answer(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Example:
         """The conversation up to and with the answer that plays `role`; raw text for an answer to nothing.
 
         Raises:
             Problem: when there is no answer, or its turns are not in order.
         """
-        value, column = _as_turns(self.cell(row, role, columns)), columns.get(role, role)
+        value, column = as_turns(self.cell(row, role, columns)), columns.get(role, role)
         turns = read_turns(value, column) if isinstance(value, Mapping | list) else []
         if not turns:
             turns = [Message("assistant", self.text(row, role, columns))]
@@ -284,7 +296,7 @@ class Answered(Format):
         return conversation([*before, *turns], tools)
 
     def _read_prompt(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
-        value = _as_turns(self.cell(row, "prompt", columns))
+        value = as_turns(self.cell(row, "prompt", columns))
         if isinstance(value, Mapping | list):
             return read_turns(value, columns.get("prompt", "prompt"))
         texts = [self.text(row, "prompt", columns)]
@@ -294,12 +306,25 @@ class Answered(Format):
         return [Message("user", asked)] if asked else []
 
 
-def _as_turns(value: Any) -> Any:
-    """The value, or the turns that its text holds as JSON: tables can only store lists as text."""
+def as_turns(value: Any) -> Any:
+    """The value, or the turns that its text holds: as JSON, since tables can only store lists as text, or as a transcript."""
+    if is_transcript(value):
+        _, *parts = _SPEAKER.split(value.strip())
+        turns = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+        # A prompt ends where the answer begins.
+        return turns[:-1] if not turns[-1]["content"] and len(turns) > 1 else turns
     if isinstance(value, str) and re.match(r'\s*\[?\s*\{\s*"(role|content|from|value)"\s*:', value):
         with contextlib.suppress(ValueError):  # an answer may look so by chance
             return json.loads(value)
     return value
+
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether it is a conversation in one text, as Anthropic's hh-rlhf writes it: every turn behind Human: or Assistant:."""
+    return isinstance(value, str) and re.match(r"\s*Human:\s", value) is not None and "\n\nAssistant:" in value
 
 
 def columns_in(column: str) -> tuple[str, ...]:
@@ -443,11 +468,7 @@ def raw_text(text: str) -> Example:
 def check_text(texts: Sequence[str]) -> None:
     """Raise a Problem for texts that are too long together or hold half of a character."""
     if (length := sum(map(len, texts))) > LONGEST:
-        raise Problem(
-            "The row has {length:,} characters; at most {longest:,} can be read as one example.", "",
-            "Split it into several rows (in a .txt file: put blank lines between the parts).",
-            length=length, longest=LONGEST,
-        )  # fmt: skip
+        raise too_long(length)
     for text in texts:
         try:
             text.isascii() or text.encode()
@@ -457,6 +478,15 @@ def check_text(texts: Sequence[str]) -> None:
                 "It was cut or converted wrongly when it was written; repair or delete the row.",
                 code=f"\\u{ord(text[error.start]):04x}", position=error.start + 1,
             ) from None  # fmt: skip
+
+
+def too_long(length: int) -> Problem:
+    """What to say of a row of so many characters."""
+    return Problem(
+        "The row has {length:,} characters; at most {longest:,} can be read as one example.", "",
+        "Split it into several rows (in a .txt file: put blank lines between the parts).",
+        length=length, longest=LONGEST,
+    )  # fmt: skip
 
 
 def kind_of(value: Any) -> str:

@@ -13,6 +13,7 @@ class Chosen(Answered):
     title = "Chosen answers alone (of preferences)"
     about = "As preferences; the chosen answer of each row is learned, and the rejected one is left out."
     because = "The rows have {chosen}, which alone is learned."
+    spoken = "The rows have {chosen}, a conversation between Human and Assistant, which alone is learned."
     needs = {"chosen": Preference.needs["chosen"]}
     may = {**Answered.may, "rejected": Preference.needs["rejected"]}
     order = 11

@@ -14,6 +14,9 @@ class Good(Judgement):
     title = "Good answers alone (of judged ones)"
     about = "As judged answers; the good ones are learned, and rows with a bad one are left out."
     because = "The rows have {answer}, learned where {good} says that it is good."
+    spoken = (
+        "The rows have {answer}, a conversation between Human and Assistant, learned where {good} says that it is good."
+    )
     order = 13
 
     def fits(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:

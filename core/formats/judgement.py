@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core.formats import Answered, Example, kind_of
+from core.formats import Answered, Example, Recognition, as_turns, kind_of
 from core.problem import Problem
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -20,14 +20,23 @@ class Judgement(Answered):
         "training on judgements (KTO) is not possible yet."
     )
     because = "The rows have {answer}, and {good} says whether it is good."
+    spoken = "The rows have {answer}, a conversation between Human and Assistant, and {good} says whether its answer is good."
     needs = {
         "answer": ("completion", "response", "answer", "output", "messages", "conversations"),
-        "good": ("label", "kto_tag", "good", "is_good"),
+        "good": ("kto_tag", "desirable", "is_desirable", "good", "is_good", "label"),
     }
     order = 12
 
     def fits(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
         return sum(read_mark(row.get(columns["good"])) is not None for row in rows) * 2 >= len(rows)
+
+    def recognise(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Recognition | None:
+        """As every format does; but a label judges an answer only where there is something that it answers."""
+        found = super().recognise(rows, columns)
+        if found is None or "good" in columns or found.columns["good"].strip().lower() != "label":
+            return found
+        turns = (as_turns(row.get(found.columns["answer"])) for row in rows)
+        return found if "prompt" in found.columns or any(isinstance(one, Mapping | list) for one in turns) else None
 
     def read(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> Example | None:
         mark = self.cell(row, "good", columns)

@@ -15,7 +15,7 @@ class Labels(Format):
     because = "The rows have {text} and {label}."
     needs = {
         "text": ("text", "sentence", "review", "tweet", "utterance", "content", "message", "sms", "comment", "headline",
-                 "query", "question", "input"),
+                 "query", "question", "input", "prompt", "response", "answer", "completion", "output"),
         "label": ("label", "labels", "category", "categories", "intent", "class", "topic", "topics", "sentiment",
                   "emotion", "emotions", "tags", "target"),
     }  # fmt: skip

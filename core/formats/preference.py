@@ -16,6 +16,9 @@ class Preference(Answered):
         "on preferences (DPO) is not possible yet."
     )
     because = "The rows have {chosen} and {rejected}, two answers of which one is better."
+    spoken = (
+        "The rows have {chosen} and {rejected}, two conversations between Human and Assistant of which one is better."
+    )
     needs = {
         "chosen": ("chosen", "chosen_response", "response_chosen", "preferred"),
         "rejected": ("rejected", "rejected_response", "response_rejected", "dispreferred"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Callable, Iterable
@@ -173,6 +174,8 @@ class _Train:
         with gr.Column(elem_classes=["card"]):
             gr.HTML(f"<h3>{report.escape(words.t('train.card'))}</h3>")
             self.sum = gr.HTML()
+            # Ticks only while rows are being read.
+            self.clock = gr.Timer(1, active=False)
             self._draw_knob(knobs()["name"])
             self.trouble = gr.HTML()
             self.start = gr.Button(words.t("train.start"), variant="primary", size="lg", elem_id="train-start")
@@ -205,7 +208,7 @@ class _Train:
     def _shown(self) -> list[Any]:
         return [
             self.memory, self.size, self.size_note, self.method, *self.method_groups.values(), *self.boxes.values(), *self.notes.values(),
-            self.sum, self.trouble, self.command,
+            self.sum, self.clock, self.trouble, self.command,
         ]  # fmt: skip
 
     def _listen(self) -> None:
@@ -214,6 +217,7 @@ class _Train:
             box.input(self._change, inputs=self._entries, outputs=self._shown, **live)
             if isinstance(box, gr.Textbox):  # what is pasted or put in by the browser is no input to Gradio
                 box.blur(self._change, inputs=self._entries, outputs=self._shown, **live)
+        self.clock.tick(self._look_again, inputs=self._entries, outputs=self._shown, **_QUICK)
         for id, note in self.notes.items():
             note.click(_bound(self._reset, id), inputs=self._entries, outputs=self._shown, **_QUICK)
         self.reset.click(self._reset_all, inputs=[self.memory], outputs=self._shown, **_QUICK)
@@ -266,6 +270,10 @@ class _Train:
         if has_other_model or (new.task, new.size, new.method) != (old.task, old.size, old.method):
             return self._fill(new.refilled(old))
         return self._tell(new)
+
+    def _look_again(self, *entries: Any) -> Updates:
+        """The rows may have been read meanwhile."""
+        return self._tell(self._gather(*entries)[1], patience=0)
 
     def _reset(self, id: str, *entries: Any) -> Updates:
         return self._fill(self._gather(*entries)[1].reset(id))
@@ -341,9 +349,11 @@ class _Train:
         """What can be seen before a worker is started: the model's files, its layers, and the data."""
         rows = None
         if shelf.is_here(config.data.train):
-            data = shelf.look(config.data.train, config.data.format, config.data.columns)
-            _check_fit(self.words, config.task, data)
-            rows = len(data.examples)
+            # What takes long to read is refused by the worker, in the same words.
+            with contextlib.suppress(shelf.StillReading):
+                data = shelf.look(config.data.train, config.data.format, config.data.columns)
+                _check_fit(self.words, config.task, data)
+                rows = len(data.examples)
         fit.estimate(config, rows)
 
     def _show_form(self) -> Updates:
@@ -394,13 +404,14 @@ class _Train:
             updates[self.notes["task"]] += f"<p class='moved' role='status'>{report.escape(said)}</p>"
         return updates
 
-    def _tell(self, form: Form, problem: Problem | None = None) -> Updates:
+    def _tell(self, form: Form, problem: Problem | None = None, **more: float) -> Updates:
         """What is said of the form as it stands: marks, problems beside their fields, the card, the command line."""
-        updates: Updates = {self.memory: form.to_memory()}
+        updates: Updates = {self.memory: form.to_memory(), self.clock: gr.Timer(active=False)}
         try:
             config = form.config()
             updates[self.command] = form.command()
-            updates[self.sum], found = _sum(self.words, config)
+            updates[self.sum], found, waits = _sum(self.words, config, **more)
+            updates[self.clock] = gr.Timer(active=waits)
             problem = problem or (Problem.join(found) if found else None)
         except Problem as found_in_form:
             problem = problem or found_in_form
@@ -522,14 +533,17 @@ def _pointer(words: Language, placed: dict[str, list[Problem]]) -> str:
     return f"<div class='note bad'>{report.escape(words.t('train.see_fields', names=names))}</div>"
 
 
-def _sum(words: Language, config: Config) -> tuple[str, list[Problem]]:
-    """What the training will be, as HTML, with the rows that are odd; and what has to be mended before it can start."""
-    rows, odd, wrong = None, [], []
+def _sum(words: Language, config: Config, **more: float) -> tuple[str, list[Problem], bool]:
+    """What the training will be, as HTML, with the rows that are odd; what has to be mended before it can start; and
+    whether more can be said once the rows are read."""
+    rows, odd, wrong, wait = None, [], [], ""
     if shelf.is_here(config.data.train):
         try:
-            data = shelf.look(config.data.train, config.data.format, config.data.columns)
+            data = shelf.look(config.data.train, config.data.format, config.data.columns, **more)
             rows, odd = len(data.examples), data.problems()
             _check_fit(words, config.task, data)
+        except shelf.StillReading as problem:
+            wait = f"<p class='quiet' role='status'>{report.escape(words.text(problem.what, **problem.facts))}</p>"
         except Problem as problem:
             wrong += problem.parts
     try:
@@ -537,7 +551,7 @@ def _sum(words: Language, config: Config) -> tuple[str, list[Problem]]:
     except Problem as problem:
         facts = ""
         wrong += problem.parts
-    return facts + report.problems(words, odd[:5], tone="warn"), wrong
+    return facts + wait + report.problems(words, odd[:5], tone="warn"), wrong, bool(wait)
 
 
 def _sum_rows(words: Language, config: Config, sum: fit.Estimate) -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -708,3 +710,25 @@ def test_an_upload_that_cannot_be_kept_leaves_nothing(
     with pytest.raises(Problem, match="The disk is full") as caught:
         dataset.import_file(write("a.jsonl", ROW), home)
     assert "free" in str(caught.value) and list(home.iterdir()) == []
+
+
+def test_a_paragraph_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path, line = tmp_path / "a.txt", "x" * 999 + "\n"
+    path.write_text("first\n\n" + line * 60_000 + "\nlast\nof all\n")
+    tracemalloc.start()
+    read = dataset.load(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [one.text for one in read.examples] == ["first", "last\nof all"] and list(read.numbers) == [1, 3]
+    assert "59,999,999 characters" in str(read.bad[0].problem) and (read.bad[0].row, read.bad[0].line) == (2, 3)
+    assert most < 30_000_000
+
+
+def test_what_a_killed_upload_left_is_removed_by_the_next(tmp_path: Path, write: Any) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, age in (("killed.partial", 7200), ("going-on.partial", 0)):
+        (home / name).write_text("half")
+        os.utime(home / name, (time.time() - age,) * 2)
+    kept = dataset.import_file(write("a.jsonl", ROW), home)
+    assert {path.name for path in home.iterdir()} == {"going-on.partial", kept.name}

@@ -73,12 +73,20 @@ SHAPES: list[tuple[dict[str, Any], str, Example]] = [
     ({"chosen": json.dumps(TURNS), "rejected": json.dumps([TURNS[0], BAD])}, "preference", Example(HELLO, rejected=Example(WORSE))),
     ({"chosen": "Hello", "rejected": '{"content": '}, "preference", Example(text="Hello", rejected=Example(text='{"content": '))),
     ({"input": "Hi", "chosen": "Hello", "rejected": "Go"}, "preference", Example(HELLO, rejected=Example(WORSE))),
+    ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go"}, "preference",
+     Example(HELLO, rejected=Example(WORSE))),
+    ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello", "rejected": "Go"}, "preference", Example(HELLO, rejected=Example(WORSE))),
     ({"prompt": "Hi", "completion": "Hello", "label": True}, "judgement", Example(HELLO, good=True)),
     ({"prompt": "Hi", "completion": "Go", "label": "False"}, "judgement", Example(WORSE, good=False)),
     ({"question": "Hi", "answer": "Hello", "label": 1}, "judgement", Example(HELLO, good=True)),
     ({"messages": [TURNS[0], BAD], "kto_tag": "no"}, "judgement", Example(WORSE, good=False)),
     ({"question": "Hi", "answer": "Hello", "label": "greeting"}, "completion", Example(HELLO)),
     ({"text": "Hi", "label": True}, "labels", Example(text="Hi", labels=("true",))),
+    # Beside nothing that it answers, a label is what the text is called; other names say what they mean.
+    ({"response": "Hi", "label": 1}, "labels", Example(text="Hi", labels=("1",))),
+    ({"answer": "Hi", "label": "0", "id": 3}, "labels", Example(text="Hi", labels=("0",))),
+    ({"response": "Hello", "desirable": 0}, "judgement", Example(text="Hello", good=False)),
+    ({"messages": [*TURNS], "label": 1}, "judgement", Example(HELLO, good=True)),
 ]  # fmt: skip
 
 
@@ -245,6 +253,29 @@ def test_the_good_answers_alone(row: dict[str, Any]) -> None:
     found = formats.recognise([row], seen.columns, "good")
     whole, good = seen.format.read(row, seen.columns), found.format.read(row, found.columns)
     assert whole.judged and good == (replace(whole, good=None) if whole.good else None)
+
+
+def test_a_transcript_is_a_conversation_and_says_so() -> None:
+    """As hh-rlhf writes it: what only looks so by chance stays the answer that it is."""
+    said = "\n\nHuman: What did he say?\n\nAssistant: He said:\n\nHumans: 3\nAssistant: 4"
+    row = {"chosen": said + "\n\nHuman: And then?\n\nAssistant: Nothing.", "rejected": said}
+    found = formats.recognise([row])
+    assert "conversations between Human and Assistant" in found.reason
+    read = found.format.read(row, found.columns)
+    chosen, rejected = read.messages, read.rejected.messages
+    assert [turn.role for turn in chosen] == ["user", "assistant"] * 2 and chosen[:2] == rejected
+    assert chosen[1].content == "He said:\n\nHumans: 3\nAssistant: 4"
+    alone = formats.recognise([row], found.columns, "chosen")
+    assert alone.format.read(row, alone.columns).messages == chosen and "Human and Assistant" in alone.reason
+    plain = {"prompt": "Who?", "chosen": "Human: the one who asks.", "rejected": "An answer\n\nAssistant: x"}
+    found = formats.recognise([plain])
+    assert (
+        "two answers" in found.reason and found.format.read(plain, found.columns).messages[1].content == plain["chosen"]
+    )
+    with pytest.raises(Problem, match="Turn 2, from assistant, is empty"):
+        found.format.read(
+            {"chosen": "Human: Hi\n\nAssistant:\n\nHuman: Well?\n\nAssistant: Yes", "rejected": "No"}, found.columns
+        )
 
 
 def test_an_answer_is_not_its_own_prompt() -> None:

@@ -69,6 +69,20 @@ def test_a_name_with_a_semicolon_is_a_name(lay: Lay) -> None:
     assert "There is no file" in refusal(";")
 
 
+@pytest.mark.parametrize("mark", [";", "\n", ";\n "])
+def test_a_folder_with_a_semicolon_in_its_name_holds_several_files(tmp_path: Path, mark: str) -> None:
+    """Also where a folder is there by a part of the name."""
+    folder = tmp_path / "my; data;"
+    for there in (tmp_path / "my", folder):
+        there.mkdir()
+    names = [str(folder / name) for name in ("a.jsonl", "b;c.jsonl", "d.jsonl")]
+    for name in names:
+        Path(name).write_text(row(name))
+    assert sources.pieces(mark.join(names)) == names == asked(mark.join(names))
+    assert sources.pieces(f"x;{names[0]};sample:style") == ["x", names[0], "sample:style"]
+    assert len(sources.stamp(";".join(names))) == 3
+
+
 def test_samples_and_files_together(lay: Lay) -> None:
     turns = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}'
     both = dataset.load(f"sample:style;{lay(a_jsonl=turns)}/a.jsonl")

@@ -14,9 +14,11 @@ from typing import Any
 import openpyxl
 import pytest
 
-from core import dataset, readers
+from core import dataset, readers, sources
+from core.config import Config
 from core.formats import Example, Message
 from core.problem import Problem
+from core.runs import resolve_paths
 
 Write = Callable[..., Path]
 TABLE = [["prompt", "completion"], ["Hi", "Hello"], ["Bye", "See you"]]
@@ -99,7 +101,9 @@ def test_a_row_that_cannot_be_used_is_named(write: Write) -> None:
     assert all(one in str(bad.problem) for one, bad in zip(words, read.bad, strict=True))
 
 
-def test_the_sheet_that_has_rows_is_taken_and_never_guessed_among_several(write: Write) -> None:
+def test_the_sheet_that_has_rows_is_taken_and_never_guessed_among_several(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = [["prompt", "completion"], ["1", "2"]]
     one = write({"About": [["Made by hand"]], "Data": TABLE, "Lists": other}, hidden="Lists")
     assert dataset.load(one).rows == 2
@@ -110,6 +114,11 @@ def test_the_sheet_that_has_rows_is_taken_and_never_guessed_among_several(write:
     )
     assert dataset.load(f"{several}#More data").examples[0].messages[1].content == "2"
     assert dataset.load(f"{several}#Data").rows == 2
+    monkeypatch.chdir(several.parent)
+    assert sources.resolve(f"{several.name}#More data") == f"{several.resolve()}#More data"
+    config = Config.read({"data": {"train": f"{several.name}#Data;{several.name}#More data"}})
+    assert resolve_paths(config)["data"]["train"] == f"{several.resolve()}#Data;{several.resolve()}#More data"
+    assert dataset.load(resolve_paths(config)["data"]["train"]).rows == 3
     assert "There is no sheet Nothing in b.xlsx. Its sheets are Data, More data." in refusal(f"{several}#Nothing")
     assert dataset.load(f"{one}#Lists").rows == 1
     assert "There is no file" in refusal(f"{several.with_name('c.csv')}#Data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_the_page_has_every_row_looked_at(page: Inspector, rows: Path) -> None:
     page.page.launcher.wake()
     answer = page._look(view, Form.fresh().to_memory(), "playground")
     key = answer[page.key]
-    assert inspections.shared().is_at_work(key) and answer[page.stop]["visible"]
+    assert Inspection(inspections.folder() / key).is_at_work() and answer[page.stop]["visible"]
     told = wait(page, key)
     assert "33 rows as playground reads them" in told[page.state] and "at most 512 tokens" in told[page.state]
     assert "data-row='cut_answer'" in told[page.findings] and "data-row='duplicate'" in told[page.findings]
@@ -232,6 +233,26 @@ def test_old_ones_are_forgotten_and_keys_follow_the_file(home: Path, rows: Path,
     keys.append(inspections._key_of(presets.load("chat", {"data.train": str(copy), "train.learning_rate": 0.5})))
     keys.append(inspections._key_of(presets.load("chat", {"data.train": str(copy), "data.max_length": 99})))
     assert keys[0] != keys[1] == keys[2] != keys[3]
+
+
+def test_two_studios_on_one_home_leave_each_others_work_alone(home: Path, rows: Path) -> None:
+    one, other = inspections.Inspections(), inspections.Inspections()
+    try:
+        config = presets.load("chat", {"data.train": str(rows)})
+        made = one.start(config)
+        # What another looks at is followed, and not begun again, nor ended by whoever did not begin it.
+        assert other.start(config) == made and other._process is None and other.failure(made) is None
+        other.stop(made.key)
+        for number in range(12):
+            (inspections.folder() / f"old{number}").mkdir()
+        os.utime(made.folder, (0, 0))
+        later = other.start(presets.load("chat", {"data.train": str(rows), "data.max_length": 99}))
+        assert made.is_at_work() and later.is_at_work() and (made.folder / "config.yaml").exists()
+        one.stop(made.key)
+        assert not made.is_at_work() and later.is_at_work() and not made.folder.exists()
+    finally:
+        one._end()
+        other._end()
 
 
 def test_every_name_has_its_word() -> None:

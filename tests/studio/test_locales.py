@@ -81,7 +81,7 @@ def core_texts() -> set[str]:
     for preset in (*presets.tasks().values(), *presets.sizes().values(), *presets.for_methods().values()):
         found |= {preset.title, preset.about, *preset.reasons.values()}
     for format in formats.formats().values():
-        found |= {format.title, format.about, format.because}
+        found |= {format.title, format.about, format.because, getattr(format, "spoken", "")}
     found |= {text for kind in KINDS.values() for text in (kind.what, kind.why)}
     found |= {sample.title for sample in SAMPLES.values()} | {presets.RATE_OF_THE_METHOD}
     return found - {""}

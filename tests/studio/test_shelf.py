@@ -10,11 +10,13 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from core import dataset
+from core import dataset, runs
 from core.problem import Problem
 from studio import shelf, window
+from studio.form import Form
 from studio.shelf import StillReading
 from studio.tabs import data as data_tab
+from studio.tabs import train as train_tab
 
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
@@ -108,6 +110,28 @@ def test_the_page_says_how_far_it_is_and_can_end_it(slow: Callable[[], tuple[str
     assert again[tab.wait] == "" and again[tab.stop]["visible"] is False and "Hello" in again[tab.preview]
     ended = tab._stop(view)
     assert not ended[tab.clock].active and isinstance(ended[tab.clock], gr.Timer)
+
+
+def test_train_waits_for_rows_without_calling_it_a_mistake(
+    slow: Callable[[], tuple[str, threading.Event, list[int]]],
+    draw: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, gate, _ = slow()
+    monkeypatch.setattr(shelf.look, "__defaults__", ("auto", None, 0.01))
+    train, form = draw(train_tab._Train), Form.fresh()
+    form.shown["data.train"] = source
+    entries = [form.to_memory(), form.size, form.method, *(form.shown[id] for id in train.boxes)]
+    shown = train._change(*entries)
+    assert shown[train.clock].active and "role='status'" in shown[train.sum] and "still being read" in shown[train.sum]
+    assert shown[train.trouble] == "" and "alert" not in shown[train.notes["data.train"]]
+    # It may be started all the same: the worker reads the rows itself.
+    train._start("0123456789abcdef", *entries)
+    assert [run.config().data.train for run in runs.all_runs()] == [source]
+    gate.set()
+    while (shown := train._look_again(*entries))[train.clock].active:
+        threading.Event().wait(0.02)
+    assert "75 set aside" in shown[train.sum] and "role='status'" not in shown[train.sum]
 
 
 def test_a_third_waits_and_what_nobody_asks_for_gives_way(
