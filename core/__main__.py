@@ -333,7 +333,16 @@ def _work_on(run: Run) -> int:
     return 0
 
 
-_TOLD = ("damaged_checkpoint", "not_finite", "out_of_memory", "best_lost", "changed", "course", "stopped_early")
+_TOLD = (
+    "damaged_checkpoint",
+    "not_finite",
+    "out_of_memory",
+    "no_room_to_step",
+    "best_lost",
+    "changed",
+    "course",
+    "stopped_early",
+)
 """Events that are printed while somebody looks on."""
 
 
