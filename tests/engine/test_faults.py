@@ -386,6 +386,30 @@ def test_an_adapter_that_lost_a_bit_is_neither_chatted_with_nor_exported(
         export(run, "adapter", tmp_path / "out")
 
 
+@pytest.mark.parametrize("kept", ["last", "best"])
+def test_a_damaged_adapter_of_a_finished_run_is_written_anew(prepare: Callable[..., Run], kept: str) -> None:
+    course = iter([5.0, 4.0] + [6.0] * 20)
+    with pytest.MonkeyPatch.context() as patch:
+        judge = loop._judge
+        patch.setattr(loop, "_judge", lambda _, *more: judge({"loss": next(course)}, *more))
+        run, _ = train(prepare(train={"early_stopping": 3 if kept == "best" else None}))
+    assert (run.result() or {})["kept"] == kept and not run.is_damaged() and not changes.can_go_on(run, {})
+    weights, result = run.folder / "adapter" / "adapter_model.safetensors", run.result() or {}
+    whole = weights.read_bytes()
+    for damage in (flip, Path.unlink, lambda path: shutil.rmtree(path.parent)):
+        damage(weights)
+        assert run.is_damaged() and changes.can_go_on(run, {})
+        run.ask("resume")
+        train(run)
+        assert run.state() == "completed" and weights.read_bytes() == whole and not run.is_damaged()
+        assert {key: value for key, value in (run.result() or {}).items() if key not in TIMED} == {
+            key: value for key, value in result.items() if key not in TIMED
+        }
+    flip(weights)
+    shutil.rmtree(run.folder / "checkpoints")
+    assert run.is_damaged() and not changes.can_go_on(run, {}), "there is nothing to write it from"
+
+
 # --- alive --------------------------------------------------------------------------------------------------------------
 
 #: Where a worker may be for long, as names in the loop.
