@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--task", default="chat")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as data.max_length=512")
     sub.add_argument("--out", type=Path, help="keep every row's tokens and the report in this folder")
-    sub.add_argument("--parent", type=int, help="end when the process of this number has ended")
+    sub.add_argument("--parent", help="end when the process of this number has ended")
     sub.add_argument("--json", action="store_true")
     sub = command("evaluate", _evaluate, "How well a run, or a base model alone, does on a data set.", "target")
     sub.add_argument("--data", required=True, help="a file, a built-in sample or an id on the Hugging Face hub")
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", choices=["127.0.0.1", "::1", "localhost"])
     sub.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     sub.add_argument("--ready", type=Path, help="write the address to this file when ready")
-    sub.add_argument("--parent", type=int, help="end when the process of this number has ended")
+    sub.add_argument("--parent", help="end when the process of this number has ended")
     sub = command("export", _export, "Write what a run learned to a folder.", "run")
     sub.add_argument("--to", choices=["adapter", "lora", "merged"], required=True)
     sub.add_argument("--out", type=Path, required=True)
@@ -333,7 +333,16 @@ def _work_on(run: Run) -> int:
     return 0
 
 
-_TOLD = ("damaged_checkpoint", "not_finite", "out_of_memory", "best_lost", "changed", "course", "stopped_early")
+_TOLD = (
+    "damaged_checkpoint",
+    "not_finite",
+    "out_of_memory",
+    "no_room_to_step",
+    "best_lost",
+    "changed",
+    "course",
+    "stopped_early",
+)
 """Events that are printed while somebody looks on."""
 
 

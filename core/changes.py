@@ -61,8 +61,10 @@ def expected(run: Run, settings: Mapping[str, Any] | None = None) -> Config:
 
 
 def can_go_on(run: Run, settings: Mapping[str, Any]) -> bool:
-    """Whether a worker finds something to do: it ended before its end, or these settings make a finished one longer."""
-    return run.resumable or (run.state() == "completed" and any(key in PROLONGING for key in settings))
+    """Whether a worker finds something to do: it ended before its end, these settings make a finished one longer, or its
+    adapter is damaged."""
+    longer = run.state() == "completed" and any(key in PROLONGING for key in settings)
+    return run.resumable or longer or run.repairable
 
 
 def waits(run: Run) -> bool:

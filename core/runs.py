@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -39,6 +40,9 @@ _RESERVE, _RESERVED = ".reserve", 2**16
 
 LAUNCH = "launch.json"
 """Which process was started to work on a run, as `note_start` writes it."""
+
+WEIGHTS = "adapter_model.safetensors"
+"""What an adapter holds of numbers, in PEFT's layout."""
 
 NOTES = "notes.json"
 """What a person wrote about a run, as `core.notes` reads and writes it."""
@@ -257,6 +261,24 @@ class Run:
         """Whether there is something to chat with."""
         return (self.folder / "adapter" / "adapter_config.json").exists()
 
+    def is_damaged(self) -> bool:
+        """Whether it is complete, and its adapter is gone or has other bytes than those that were saved."""
+        if self.job != "train" or self.state() != "completed":
+            return False
+        if not self.has_adapter():
+            return (self.result() or {}).get("adapter") is True
+        expected, path = (self.read_json("adapter/atelier.json") or {}).get("sha256"), self.folder / "adapter" / WEIGHTS
+        try:
+            status = path.stat()
+            return bool(expected) and expected != _sha256(path, status.st_mtime_ns, status.st_size)
+        except OSError:
+            return True
+
+    @property
+    def repairable(self) -> bool:
+        """Whether a checkpoint can give back what is damaged."""
+        return self.is_damaged() and bool(self.checkpoints())
+
     def adapter_step(self) -> int | None:
         """After how many steps what one can chat with was saved; None where there is nothing."""
         step = (self.read_json("adapter/atelier.json") or {}).get("step")
@@ -337,6 +359,13 @@ class Run:
 def _load_config(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
     """A config.yaml, read once: it is never changed afterwards, and YAML is slow to read five hundred times."""
     return load_yaml(path)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    """A file's digest, worked out once as long as it is the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str | None:

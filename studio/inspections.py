@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from tokenizers.decoders import DecodeStream
 from core import launch, model, process, runs, sources
 from core.config import Config
 from core.findings import Finding
+from core.parent import introduce
 from core.problem import Problem
 
 _KEPT = 8
@@ -241,7 +241,7 @@ class Inspections:
             data = yaml.safe_dump(runs.resolve_paths(config), sort_keys=False, allow_unicode=True)
             runs.write_whole(one.folder / "config.yaml", data)
             arguments = ["check-data", str(one.folder / "config.yaml"), "--out", str(one.folder)]
-            self._process = launch.spawn([*arguments, "--parent", str(os.getpid())], one.folder / "log.txt")
+            self._process = launch.spawn([*arguments, "--parent", introduce()], one.folder / "log.txt")
             self._key = one.key
             runs.write_whole(one.folder / _HELPER, json.dumps(process.identify(self._process.pid)))
             return one

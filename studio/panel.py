@@ -122,7 +122,10 @@ class Panel:
             self.discard: gr.update(visible=busy and run.job == "train"),
             # Whoever is asked whether it shall be thrown away is not asked again when it has ended meanwhile.
             **({} if busy else {self.sure: gr.update(visible=False)}),
-            self.resume: gr.update(visible=run.resumable),
+            self.resume: gr.update(
+                visible=run.resumable or run.repairable,
+                value=words.t("common.repair" if run.repairable else "common.resume"),
+            ),
             self.chat: gr.update(visible=run.has_adapter(), value=self._invitation(run)),
             self.export: gr.update(visible=run.has_adapter() and state not in report.ACTIVE),
             self.advice: report.advice(words, metrics),

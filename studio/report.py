@@ -62,6 +62,14 @@ def sentence(words: Language, run: Run, metrics: Metrics, state: State | None = 
         said = [words.t("common.state_before", state=words.t(f"common.word_{state}"))]
     if state == "queued" and run.asked("resume"):
         said = [words.t("common.state_resuming")]
+    if state == "completed" and run.is_damaged():
+        kept = run.checkpoints()
+        said += [
+            words.t("common.damaged"),
+            words.t("common.repairs", step=words.number(int(kept[-1].name.removeprefix("step-"))))
+            if kept
+            else words.t("common.lost"),
+        ]
     if state in ("stopped", "failed", "interrupted"):
         said += _on_disk(words, run)
         following = [words.t("common.resume")] if run.resumable else []

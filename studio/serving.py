@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from core import runs
 from core.config import Settings
+from core.parent import introduce
 from core.problem import Problem
 from studio import launcher
 
@@ -321,7 +322,7 @@ class Serving:
     def _start(self, base: Base) -> None:
         self._base, self._url, self._token, self._since = base, None, secrets.token_urlsafe(32), time.monotonic()
         self._ready = runs.home() / f"serve-{secrets.token_hex(6)}.json"
-        arguments = ["--model", base.name, "--port", "0", "--ready", str(self._ready), "--parent", str(os.getpid())]
+        arguments = ["--model", base.name, "--port", "0", "--ready", str(self._ready), "--parent", introduce()]
         if base.revision:
             arguments += ["--revision", base.revision]
         if base.quantization != "none":

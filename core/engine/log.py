@@ -21,7 +21,7 @@ class Log:
     def __init__(self, run: Run):
         self.folder = run.folder
         self.fresh = not (run.folder / "metrics.jsonl").exists()
-        self.tracking = Tracking.of(run, lambda why: self.event("tracker_failed", why=why))
+        self.tracking = Tracking.of(run, self.event)
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             # A killed worker may have left half a line; the next one must not be glued to it.

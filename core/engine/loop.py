@@ -29,7 +29,7 @@ from core.engine.data import Reader, Tokens, collate
 from core.engine.evaluate import measure, write_answers
 from core.engine.log import Log, Speed, memory_in_use
 from core.engine.material import Material
-from core.engine.memory import halve_micro_batch, refuse_optimizer
+from core.engine.memory import NoRoomToStep, free, give_way, halve_micro_batch, refuse_optimizer
 from core.engine.model import (
     choose_dtype,
     describe_device,
@@ -65,15 +65,21 @@ def train(run: Run, config: Config, wishes: Wishes) -> dict[str, Any]:
         Problem: when model, data and settings do not go together, or the training diverges.
         Interrupted: when it is told to stop before its first step.
     """
-    log = Log(run)
-    try:
-        return _train(run, config, wishes, log)
-    finally:
-        wishes.may_break()
-        log.close()
+    most = None
+    while True:
+        log = Log(run)
+        try:
+            return _train(run, config, wishes, log, most)
+        except NoRoomToStep as error:
+            most = error.micro_batch
+        finally:
+            wishes.may_break()
+            log.close()
+        free()  # when the exception is gone, which held all that was loaded
 
 
-def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]:
+def _train(run: Run, config: Config, wishes: Wishes, log: Log, most: int | None) -> dict[str, Any]:
+    """One try; `most` rows at once after one that found no room for a step of the optimizer."""
     wishes.may_break("stop")  # there is nothing yet that could be lost
     accelerator = Accelerator(gradient_accumulation_steps=1, mixed_precision=_mixed_precision(config))
     device = accelerator.device
@@ -123,7 +129,7 @@ def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]
         fresh = heads if config.train.head_learning_rate is not None else ()
         inputs = measure_inputs(model, fresh, lambda: _read_some(model, reader, train_rows.rows, pad))
     ratios = adapted.learning_rate_ratios(ADAPTER) | head_ratios(trained, heads, config.train, inputs)
-    optimizer = create_optimizer(trained, config.train, ratios)
+    optimizer = create_optimizer(trained, config.train, ratios, is_frugal=most is not None)
     trainable = sum(parameter.numel() for parameter in trained.values())
     try:
         # Before the first rows: what is then left for them is found by trying.
@@ -165,6 +171,8 @@ def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]
             refused_rows=len(train_rows.refused) + len(eval_rows.refused), parameters=parameters, trainable=trainable,
             batch_size=batch_size, max_length=max_length, packing=reader.packs, dtype=str(dtype).removeprefix("torch."), device=describe_device()["device"],
         )  # fmt: skip
+
+    state["micro_batch"] = min(state["micro_batch"], most or state["micro_batch"])
 
     def answer_prompts(step: int) -> None:
         for prompt in watched:
@@ -285,16 +293,16 @@ def _train(run: Run, config: Config, wishes: Wishes, log: Log) -> dict[str, Any]
             restore_random(before)
             optimizer.zero_grad(set_to_none=True)
             continue
-        norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.train.max_grad_norm or math.inf))
         # float16 has a scaler that skips a step whose gradient overflows, and learns its scale from doing so.
         scaled = accelerator.scaler is not None
-        finite = math.isfinite(loss) and (scaled or math.isfinite(norm))
-        if finite or scaled:
-            try:
+        try:
+            norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.train.max_grad_norm or math.inf))
+            finite = math.isfinite(loss) and (scaled or math.isfinite(norm))
+            if finite or scaled:
                 optimizer.step()
-            except RuntimeError as error:
-                refuse_optimizer(error, trainable)
-            adapted.after_step(ADAPTER, step + 1, steps)
+                adapted.after_step(ADAPTER, step + 1, steps)
+        except RuntimeError as error:
+            give_way(error, state, log, step, is_frugal=most is not None, trainable=trainable)
         optimizer.zero_grad(set_to_none=True)
         step += 1
         size = sum(row.length for row in rows)

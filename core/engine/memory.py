@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -36,7 +37,30 @@ def halve_micro_batch(error: RuntimeError, state: dict[str, Any], rows: Sequence
         ) from error
     state["micro_batch"] = max(1, state["micro_batch"] // 2)
     log.event("out_of_memory", step=step, micro_batch=state["micro_batch"])
-    _free()
+    free()
+
+
+class NoRoomToStep(Exception):
+    """The optimizer found no room in the midst of a step: what is trained may be half changed, and is good for nothing.
+
+    Attributes:
+        micro_batch: how many rows at once are to be tried next.
+    """
+
+    def __init__(self, micro_batch: int):
+        super().__init__()
+        self.micro_batch = micro_batch
+
+
+def give_way(
+    error: RuntimeError, state: Mapping[str, Any], log: Log, step: int, *, is_frugal: bool, trainable: int
+) -> NoReturn:
+    """NoRoomToStep where something smaller can be tried, else a Problem."""
+    if not is_out_of_memory(error) or (is_frugal and state["micro_batch"] == 1):
+        refuse_optimizer(error, trainable)
+    micro_batch = max(1, state["micro_batch"] // 2)
+    log.event("no_room_to_step", step=step, micro_batch=micro_batch)
+    raise NoRoomToStep(micro_batch) from error
 
 
 def refuse_optimizer(error: RuntimeError, trainable: int) -> NoReturn:
@@ -52,6 +76,8 @@ def refuse_optimizer(error: RuntimeError, trainable: int) -> NoReturn:
     ) from error
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back what nobody holds any longer."""
+    gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

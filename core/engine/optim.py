@@ -14,13 +14,18 @@ _MOST_HASTE = 10.0
 
 
 def create_optimizer(
-    trained: Mapping[str, nn.Parameter], settings: TrainSettings, ratios: Mapping[str, float] | None = None
+    trained: Mapping[str, nn.Parameter],
+    settings: TrainSettings,
+    ratios: Mapping[str, float] | None = None,
+    *,
+    is_frugal: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); matrices decay, vectors do not: zero is not where biases and scales come from.
 
     Args:
         ratios: how much faster than the others a parameter is trained, by name (LoRA+); each group keeps its `ratio`,
             by which the loop multiplies the learning rate of a step.
+        is_frugal: one parameter after the other: slower where there are many, but no room for all of them once more.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
@@ -32,6 +37,7 @@ def create_optimizer(
             for (decays, ratio), parameters in groups.items()
         ],
         lr=settings.learning_rate,
+        foreach=False if is_frugal else None,
     )
 
 

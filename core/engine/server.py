@@ -420,7 +420,7 @@ def serve(
     port: int,
     *,
     ready: Path | None,
-    parent: int | None,
+    parent: str | None,
     task: str | None = None,
     quantization: Literal["none", "nf4", "int8"] = "none",
 ) -> int:
@@ -431,7 +431,7 @@ def serve(
         quantization: as what the base weights are held; only runs that were trained so are served.
         port: 0 takes a free one.
         ready: a file that gets {"url", "pid"} once requests are answered, or {"problem"} when that will never be.
-        parent: a process number.
+        parent: a process, as core.parent has it.
     """
     token = os.environ.pop("ATELIER_SERVE_TOKEN", None)
     if parent is not None:

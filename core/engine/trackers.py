@@ -21,7 +21,13 @@ _LEFT_OUT = {"step", "steps", "time", "event"}
 
 
 class Tracker(Protocol):
-    """What a library has to do: take numbers of a step, and come to an end."""
+    """What a library has to do: take numbers of a step, and come to an end.
+
+    Attributes:
+        forgets: whether it takes away what was written beyond the step that a run goes on from.
+    """
+
+    forgets: bool
 
     def log(self, numbers: Numbers, step: int) -> None: ...
 
@@ -31,13 +37,17 @@ class Tracker(Protocol):
 class _TensorBoard:
     """Event files in the run's own folder: tensorboard --logdir RUNS."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+    forgets = True
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int | None):
         importlib.import_module("tensorboard")  # torch has the writer, and says only that something is missing
         from torch.utils.tensorboard import SummaryWriter
 
         # What was written beyond the checkpoint did not happen.
-        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=resumed + 1 if resumed else None)
-        if not resumed:
+        self.writer = SummaryWriter(
+            str(run.folder / "tensorboard"), purge_step=None if resumed is None else resumed + 1
+        )
+        if resumed is None:
             self.writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
 
     def log(self, numbers: Numbers, step: int) -> None:
@@ -51,7 +61,9 @@ class _TensorBoard:
 class _Wandb:
     """A run of Weights & Biases under our run's id, so that a resumed one goes on there."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+    forgets = False
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int | None):
         library = importlib.import_module("wandb")
         self.run = library.init(
             project="atelier", id=run.id, name=run.title, resume="allow", config=dict(settings), dir=str(run.folder), settings=library.Settings(console="off"),
@@ -67,7 +79,9 @@ class _Wandb:
 class _Mlflow:
     """A run of MLflow in the experiment atelier, at the address of its own variables, else in the run's folder."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+    forgets = False
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int | None):
         library = importlib.import_module("mlflow")
         # It would write where the studio was started.
         address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder / 'mlflow.db'}"
@@ -80,6 +94,8 @@ class _Mlflow:
         if not old:
             for name, value in settings.items():
                 self.client.log_param(self.id, name, str(value)[:500])
+        if resumed is not None:  # it keeps every value that it was ever given
+            self.client.set_tag(self.id, "atelier_resumed_from_step", str(max(resumed, 0)))
 
     def log(self, numbers: Numbers, step: int) -> None:
         for name, value in numbers.items():
@@ -92,7 +108,9 @@ class _Mlflow:
 class _Trackio:
     """A run of trackio, which keeps its numbers on this machine."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+    forgets = False
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int | None):
         library = importlib.import_module("trackio")
         self.run = library.init(project="atelier", name=run.id, resume="allow", config=dict(settings), embed=False)
 
@@ -103,7 +121,7 @@ class _Trackio:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[Run, Mapping[str, Any], int], Tracker]] = {
+TRACKERS: dict[str, Callable[[Run, Mapping[str, Any], int | None], Tracker]] = {
     "tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Trackio,
 }  # fmt: skip
 
@@ -113,20 +131,24 @@ class Tracking:
 
     Args:
         name: one of `TRACKERS`, or none.
-        tell: is told once, as an event, when the library is missing, fails, or cannot keep pace.
+        tell: is given an event, once each: when the library is missing, fails, or cannot keep pace; and when it keeps
+            steps that are done again.
     """
 
-    def __init__(self, run: Run, name: str, tell: Callable[[str], None]):
+    def __init__(self, run: Run, name: str, tell: Callable[..., None]):
         self.run, self.name, self._tell = run, name, tell
+        self._resumed: int | None = None
+        self._before = 0
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._failed = False
         if name in TRACKERS:
+            self._before = max((line["step"] for line in run.metrics().steps[-1:]), default=0)
             self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
             self._thread.start()
 
     @classmethod
-    def of(cls, run: Run, tell: Callable[[str], None]) -> Tracking:
+    def of(cls, run: Run, tell: Callable[..., None]) -> Tracking:
         """What the run's own settings ask for; nothing for a folder that is no training."""
         try:
             data = run.config_data().get("train")
@@ -158,7 +180,9 @@ class Tracking:
         try:
             while (line := self._lines.get()) is not None:
                 step = line.get("step")
-                # The run's first lines say where it begins; the library is loaded with the first number.
+                # The run's first lines say where it goes on; the library is loaded with the first number.
+                if line.get("event") == "resumed":
+                    self._resumed = line["step"]
                 numbers = {
                     name: float(value) for name, value in line.items()
                     if name not in _LEFT_OUT and isinstance(value, int | float) and not isinstance(value, bool)
@@ -166,7 +190,10 @@ class Tracking:
                 if "event" in line or not isinstance(step, int) or not numbers:
                     continue
                 if tracker is None:
-                    tracker = TRACKERS[self.name](self.run, _flat(self.run), step - 1 if step > 1 else 0)
+                    tracker = TRACKERS[self.name](self.run, _flat(self.run), self._resumed)
+                    first = max(self._resumed or 0, 0) + 1
+                    if self._resumed is not None and first <= self._before and not tracker.forgets:
+                        self._tell("tracker_keeps", first=first, last=self._before, name=self.name)
                 tracker.log(numbers, step)
             if tracker is not None:
                 tracker.finish()
@@ -176,7 +203,7 @@ class Tracking:
     def _fail(self, why: str) -> None:
         if not self._failed:
             self._failed = True
-            self._tell(why)
+            self._tell("tracker_failed", why=why)
 
 
 def _flat(run: Run) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from core import process
+from core import parent, process
 
 
 @pytest.fixture
@@ -55,3 +56,34 @@ def test_without_an_id_of_the_boot_its_second_serves(monkeypatch: pytest.MonkeyP
 def test_a_note_of_an_older_version_is_read() -> None:
     told = process.identify()
     assert process.lives({"pid": os.getpid(), "birth": told["birth"]})
+
+
+def test_a_helper_takes_no_other_process_for_its_parent(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(parent.os, "_exit", ended.append)
+    note = process.identify(child.pid)
+    for other in (note | {"birth": note["birth"] - 9, "ticks": (note["ticks"] or 9) - 9}, {}, {"pid": child.pid}):
+        parent._watch(other)
+    assert ended == [0, 0, 0]
+    watcher = threading.Thread(target=parent._watch, args=(note,))
+    watcher.start()
+    assert watcher.is_alive() and ended == [0, 0, 0]
+    child.kill()
+    child.wait()
+    watcher.join(30)
+    assert ended == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("by", ["name", "number"])
+def test_a_helper_ends_with_the_process_that_introduced_itself(by: str) -> None:
+    """One starts a helper and is killed: the helper closes the pipe that it alone still holds."""
+    helper = (
+        "import sys; from core import parent; parent.end_with(sys.argv[1]); print('up', flush=True); sys.stdin.read()"
+    )
+    one = f"import os, subprocess, sys; from core import parent; me = {'parent.introduce()' if by == 'name' else 'str(os.getpid())'}; subprocess.run([sys.executable, '-c', {helper!r}, me])"
+    with subprocess.Popen([sys.executable, "-c", one], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None and starter.stdout.readline() == b"up\n"
+        starter.kill()
+        assert starter.stdout.read() == b""

@@ -386,6 +386,30 @@ def test_an_adapter_that_lost_a_bit_is_neither_chatted_with_nor_exported(
         export(run, "adapter", tmp_path / "out")
 
 
+@pytest.mark.parametrize("kept", ["last", "best"])
+def test_a_damaged_adapter_of_a_finished_run_is_written_anew(prepare: Callable[..., Run], kept: str) -> None:
+    course = iter([5.0, 4.0] + [6.0] * 20)
+    with pytest.MonkeyPatch.context() as patch:
+        judge = loop._judge
+        patch.setattr(loop, "_judge", lambda _, *more: judge({"loss": next(course)}, *more))
+        run, _ = train(prepare(train={"early_stopping": 3 if kept == "best" else None}))
+    assert (run.result() or {})["kept"] == kept and not run.is_damaged() and not changes.can_go_on(run, {})
+    weights, result = run.folder / "adapter" / "adapter_model.safetensors", run.result() or {}
+    whole = weights.read_bytes()
+    for damage in (flip, Path.unlink, lambda path: shutil.rmtree(path.parent)):
+        damage(weights)
+        assert run.is_damaged() and changes.can_go_on(run, {})
+        run.ask("resume")
+        train(run)
+        assert run.state() == "completed" and weights.read_bytes() == whole and not run.is_damaged()
+        assert {key: value for key, value in (run.result() or {}).items() if key not in TIMED} == {
+            key: value for key, value in result.items() if key not in TIMED
+        }
+    flip(weights)
+    shutil.rmtree(run.folder / "checkpoints")
+    assert run.is_damaged() and not changes.can_go_on(run, {}), "there is nothing to write it from"
+
+
 # --- alive --------------------------------------------------------------------------------------------------------------
 
 #: Where a worker may be for long, as names in the loop.
@@ -620,6 +644,58 @@ def test_a_full_disk_pauses_with_words_and_goes_on_exactly(
     assert not list((run.folder / "checkpoints").glob(".step-*"))
     run.ask("resume")
     assert_same(untouched, train(run)[0])
+
+
+@pytest.mark.parametrize(("batch_size", "at"), [(1, 2), (1, 5), (2, 5)], ids=["early", "late", "halved"])
+def test_without_room_for_a_step_it_goes_back_and_on_with_less(
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, batch_size: int, at: int
+) -> None:
+    """In the midst of a step some is changed and some is not; before the first checkpoint it begins anew."""
+    settings: dict[str, Any] = {"train": {"batch_size": batch_size, "gradient_accumulation": 4 // batch_size}}
+    if batch_size > 1:
+        settings["method"] = {"name": "lora", "rank": 2}  # dropout draws for a batch
+    untouched, _ = train(prepare(**settings))
+    real, frugal = torch.optim.AdamW.step, []
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        frugal.append(self.defaults["foreach"] is False)
+        if len(frugal) == at:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1)
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run, _ = train(prepare(**settings))
+    assert run.state() == "completed" and frugal == [False] * at + [True] * (len(frugal) - at)
+    assert [(event["step"], event["micro_batch"]) for event in told_of(run, "no_room_to_step")] == [(at - 1, 1)]
+    assert [event["step"] for event in told_of(run, "resumed")] == [4 if at > 4 else -1]
+    if batch_size == 1:
+        assert_same(untouched, run)
+    else:  # sums of halves are rounded otherwise
+        mine, theirs = ([line["loss"] for line in one.metrics().steps] for one in (run, untouched))
+        assert mine == pytest.approx(theirs, rel=1e-4)
+        assert checkpoints.read_state(run.checkpoints()[-1])["micro_batch"] == 1, "it is remembered"
+
+
+def test_without_room_for_any_step_the_checkpoint_is_kept(
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, run = torch.optim.AdamW.step, prepare(train={"early_stopping": None})
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        if run.checkpoints():
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        train(run)
+    (problem,) = (run.result() or {})["problem"]
+    assert run.state() == "failed" and run.resumable and "optimizer" in problem["what"]
+    assert [path.name for path in run.checkpoints()] == ["step-000003"] and run.adapter_step() == 3
+    run.ask("resume")
+    assert train(run)[0].state() == "completed"
 
 
 def test_without_room_for_the_moments_nothing_begins(

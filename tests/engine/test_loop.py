@@ -309,8 +309,8 @@ def test_gradients_are_clipped(train: Callable[..., Run], monkeypatch: pytest.Mo
     applied: list[float] = []
     create = loop.create_optimizer
 
-    def watched(*settings: Any) -> torch.optim.Optimizer:
-        optimizer = create(*settings)
+    def watched(*settings: Any, **more: Any) -> torch.optim.Optimizer:
+        optimizer = create(*settings, **more)
         optimizer.register_step_pre_hook(lambda one, *_: applied.append(norm_of(one)))
         return optimizer
 

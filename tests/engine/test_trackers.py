@@ -24,7 +24,7 @@ def _run(tracker: str, home: Path) -> Run:
 
 
 def _write(log: Log, first: int, last: int) -> None:
-    log.event("started", steps=last)
+    log.event("started", steps=last) if first == 1 else log.event("resumed", step=first - 1, evaluated=0)
     for step in range(first, last + 1):
         log.write(step=step, steps=last, loss=1.0 / step, learning_rate=0.1, grad_norm=float("nan"))
     log.write(step=last, eval_loss=0.5, eval_f1=0.25)
@@ -33,13 +33,14 @@ def _write(log: Log, first: int, last: int) -> None:
 class _Written:
     """A library that remembers, or does whatever a test wants it to."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int):
+    def __init__(self, run: Run, settings: Mapping[str, Any], resumed: int | None):
         self.run, self.settings, self.resumed = run, settings, resumed
         self.lines: list[tuple[int, dict[str, float]]] = []
         self.is_finished = False
         _Written.made.append(self)
 
     made: list[_Written] = []
+    forgets = False
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.lines.append((step, dict(numbers)))
@@ -73,7 +74,7 @@ def test_numbers_arrive_in_order_and_events_do_not(home: Path, written: list[_Wr
     assert [step for step, _ in one.lines] == [1, 2, 3, 3]
     assert one.lines[1][1] == {"loss": 0.5, "learning_rate": 0.1}, "a gap is no number"
     assert one.lines[3][1] == {"eval_loss": 0.5, "eval_f1": 0.25}
-    assert one.settings["train.epochs"] == 2 and one.resumed == 0 and one.is_finished
+    assert one.settings["train.epochs"] == 2 and one.resumed is None and one.is_finished
 
 
 def test_a_resumed_run_tells_where_it_goes_on(home: Path, written: list[_Written]) -> None:
@@ -81,6 +82,29 @@ def test_a_resumed_run_tells_where_it_goes_on(home: Path, written: list[_Written
     _write(log, 8, 9)
     log.tracking.close()
     assert written[0].resumed == 7
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_steps_that_a_library_keeps_though_they_are_done_again_are_told(
+    home: Path, written: list[_Written], monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    monkeypatch.setattr(_Written, "forgets", forgets)
+    run = _run("mlflow", home)
+    for first, last in ((1, 6), (4, 6), (7, 8)):  # the second time from the checkpoint of step 3; then from the last
+        log = Log(run)
+        _write(log, first, last)
+        log.tracking.close()
+    told = [(event["first"], event["last"]) for event in run.metrics().events if event["event"] == "tracker_keeps"]
+    assert told == ([] if forgets else [(4, 6)])
+
+
+def test_an_evaluation_that_is_made_again_takes_no_step_away(home: Path, written: list[_Written]) -> None:
+    """It is of the step of the checkpoint, whose own numbers are not written again."""
+    log = Log(_run("tensorboard", home))
+    log.event("resumed", step=3, evaluated=0)
+    log.write(step=3, eval_loss=0.5)
+    log.tracking.close()
+    assert written[0].resumed == 3
 
 
 def test_nothing_is_asked_of_a_library_that_nobody_wants(home: Path, written: list[_Written]) -> None:

@@ -1,5 +1,6 @@
 """The whole window is drawn in every language, and its handlers answer whatever a page may send."""
 
+import hashlib
 import html
 import json
 import math
@@ -467,6 +468,26 @@ def test_a_run_that_ended_says_what_is_on_disk_and_what_can_be_done(code: str) -
     run.discard()
     run.finish("stopped", discarded=True)
     assert words.t("common.discarded") in report.sentence(words, run, read_metrics(run))
+
+
+@pytest.mark.parametrize("code", language.codes())
+def test_a_damaged_adapter_of_a_finished_run_can_be_repaired(draw: Any, code: str) -> None:
+    words, run = Language(code), _run(outcome="completed")
+    adapter, panel = run.folder / "adapter", draw(runs_tab._Runs, code).panel
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"whole")
+    (adapter / "atelier.json").write_text(json.dumps({"sha256": hashlib.sha256(b"whole").hexdigest()}))
+    assert panel._draw(run)[panel.resume]["visible"] is False
+    assert words.t("common.damaged") not in panel._draw(run)[panel.head]
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert panel._draw(run)[panel.resume]["visible"] is False and words.t("common.lost") in panel._draw(run)[panel.head]
+    (run.folder / "checkpoints" / "step-000180").mkdir(parents=True)
+    drawn = panel._draw(run)
+    assert drawn[panel.resume] == gr.update(visible=True, value=words.t("common.repair"))
+    assert html.escape(words.t("common.repairs", step="180")) in drawn[panel.head]
+    panel._act(run.id, panel.page.launcher.resume)
+    assert run.state() == "queued"
 
 
 def test_each_meaning_of_stop_has_its_button(draw: Any) -> None:
