@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from core.problem import Problem
-from core.runs import Metrics
+from core.runs import Metrics, column
 
 _LEAST_STEPS = 20
 _LEAST_EVALS = 3
@@ -32,7 +33,7 @@ def find_divergence(metrics: Metrics) -> Problem | None:
     if len(losses) < _LEAST_STEPS:
         return None
     means, recent = _means(losses), _span(losses)
-    lowest = min(range(len(means)), key=means.__getitem__)
+    lowest = int(means.argmin())
     # What came down from its start and went up a little is noise; what is above its start as well has lost something.
     if means[-1] < _DIVERGED * means[lowest] or means[-1] <= means[0] or means[lowest] < _LEARNED:
         return None
@@ -42,7 +43,7 @@ def find_divergence(metrics: Metrics) -> Problem | None:
         "It diverges. Stop it and begin again with a smaller learning rate, a third of it; a longer warm-up helps too.",
         field="train.learning_rate",
         lowest=_short(means[lowest]),
-        now=_short(fmean(losses[-recent:])),
+        now=_short(losses[-recent:].mean()),
     )
 
 
@@ -54,9 +55,9 @@ def find_overfitting(metrics: Metrics) -> Problem | None:
     best = min(range(len(evals)), key=lambda at: evals[at][1])
     since = evals[best + 1 :]
     step, least = evals[best]
-    before, after = ([row for row in metrics.steps if (row["step"] > step) is later] for later in (False, True))
-    earlier, later = _losses(before), _losses(after)
-    falls = bool(earlier and later) and fmean(later) < fmean(earlier[-len(later) :])
+    losses, is_after = column(metrics.steps, "loss"), column(metrics.steps, "step") > step
+    earlier, later = (some[np.isfinite(some)] for some in (losses[~is_after], losses[is_after]))
+    falls = bool(len(earlier) and len(later)) and later.mean() < earlier[-len(later) :].mean()
     if (
         len(since) < _LEAST_EVALS
         or min(loss for _, loss in since) <= least
@@ -82,7 +83,7 @@ def find_plateau(metrics: Metrics) -> Problem | None:
     if len(losses) < max(_LEAST_STEPS, 0.2 * (steps or 0)):
         return None
     means = _means(losses)
-    if means[0] < _LEARNED or min(means) < _FLAT * means[0] or find_divergence(metrics):
+    if means[0] < _LEARNED or means.min() < _FLAT * means[0] or find_divergence(metrics):
         return None
     return Problem(
         "The training loss hardly falls: it began at {first} and is {now} now.",
@@ -94,18 +95,19 @@ def find_plateau(metrics: Metrics) -> Problem | None:
     )
 
 
-def _losses(rows: Sequence[dict[str, Any]]) -> list[float]:
-    return [row["loss"] for row in rows if _is_number(row.get("loss"))]
+def _losses(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    losses = column(rows, "loss")
+    return losses[np.isfinite(losses)]
 
 
-def _span(losses: Sequence[float]) -> int:
+def _span(losses: np.ndarray) -> int:
     return max(5, len(losses) // 10)
 
 
-def _means(losses: Sequence[float]) -> list[float]:
+def _means(losses: np.ndarray) -> np.ndarray:
     """The means of neighbouring steps, each of as many: a single step says little."""
     span = _span(losses)
-    return [fmean(losses[end - span : end]) for end in range(len(losses), span - 1, -span)][::-1]
+    return losses[len(losses) % span :].reshape(-1, span).mean(axis=1)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,16 @@ def judge(lines: Sequence[dict[str, Any]], born: float, now: float) -> Pulse:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The newest whole lines of metrics.jsonl, however long it is."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, mtime_ns: int, size: int) -> list[dict[str, Any]]:
+    """Read once for all that ask for the state of a run in one look."""
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(OSError), path.open("rb") as file:
         size = file.seek(0, 2)

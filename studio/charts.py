@@ -11,9 +11,9 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import orjson
 
-from core.runs import Metrics
-from studio.metrics import Steps
+from core.runs import Metrics, column
 
 # Paul Tol's "bright" and "muted" schemes, ordered so that neighbours differ for colour-blind eyes too, on white and on black.
 PALETTE = ("#4477AA", "#D9641E", "#228833", "#AA3377", "#2593B8", "#96851B", "#CC3311", "#6A4C93")
@@ -74,18 +74,6 @@ def _smooth(values: np.ndarray, span: float | None = None) -> np.ndarray:
     totals += carried[:, None] * powers * keep
     smoothed[there] = totals.ravel()[: len(there)] / (1 - keep ** np.arange(1, len(there) + 1))
     return smoothed
-
-
-def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    """The numbers of one name, float64; what is no finite number is a gap (NaN)."""
-    if isinstance(rows, Steps):
-        column = rows.column(name)
-        return np.where(np.isfinite(column), column, np.nan)
-    values = (row.get(name) for row in rows)
-    return np.array(
-        [value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else math.nan for value in values],
-        dtype=float,
-    )  # fmt: skip
 
 
 def extremes(values: np.ndarray, buckets: int) -> np.ndarray:
@@ -402,7 +390,7 @@ const matrix = (figure, colours) => {
 const trace = (one, dark, colours) => one.type === 'heatmap' ? {...one, colorscale: [[0, colours.fill], [1, colours.accent]]} : dark && one.atelier_dark
   ? {...one, line: {...one.line, color: one.atelier_dark}, marker: {...one.marker, color: one.atelier_dark}} : one;
 const draw = () => {
-  const figures = (props.value && props.value.figures) || [];
+  const figures = JSON.parse(props.value || '{}').figures || [];
   if (!window.Plotly) { setTimeout(draw, 150); return; }
   while (host.children.length > figures.length) { Plotly.purge(host.lastChild); host.lastChild.remove(); }
   while (host.children.length < figures.length) host.appendChild(document.createElement('div'));
@@ -422,12 +410,19 @@ draw();
 """
 
 
+def _write(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
 def component(label: str, *, kind: str = "") -> gr.HTML:
     """Where figures are drawn; its value is ``{"figures": [...]}``. `kind` is small, or matrix, which takes no room while empty."""
-    return gr.HTML(
-        {"figures": []},
+    box = gr.HTML(
+        _write({"figures": []}),
         html_template=f'<div class="charts {kind}" role="img" aria-label="{label}"></div>',
         js_on_load=_DRAW,
         label=label,
         elem_classes=["chart-box"],
     )
+    # Sent as one text: through every number of anything else Gradio looks three times, for files.
+    box.postprocess = _write  # type: ignore[method-assign]
+    return box

@@ -105,7 +105,7 @@ class Inspector:
         self.look.click(self._look, inputs=given, outputs=self._shown, **_QUICK)
         self.stop.click(self._stop, inputs=[self.key], outputs=self._shown, **_QUICK)
         self.view.change(self._follow, inputs=[self.view, self.of], outputs=self._shown, **_QUICK)
-        page.timer.tick(self._refresh, inputs=[self.key, self.seen], outputs=self._shown, **_QUICK)
+        page.clock.add(self._refresh, [self.key, self.seen], self._shown)
         for name, button in self.moves.items():
             button.click(
                 lambda key, place, name=name: self._move(key, place, name),

@@ -67,25 +67,32 @@ class _Notifier:
                 self.keep = gr.Button(words.t("notify.keep"), min_width=110)
             self.told = gr.HTML()
             self.command = gr.HTML()
-        page.timer.tick(self._refresh, inputs=[self.seen], outputs=[self.seen, self.bell], **_QUICK)
+        page.clock.add(self._refresh, [self.seen], [self.seen, self.bell], everywhere=True)
         page.blocks.load(self._open, outputs=[self.seen, self.bell, self.told, self.command], **_QUICK)
         self.keep.click(self._keep, inputs=[self.webhook], outputs=[self.told], **_QUICK)
 
     def _refresh(self, seen: Any) -> Any:
-        words = self.page.words
-        ended = [
-            {"key": f"{run.id} {run.state} {run.step}", "title": run.title, "body": words.t(f"common.word_{run.state}")}
-            for run in overview.look()
-            if run.state in runs.ENDED
+        words, everything = self.page.words, overview.look()
+        # Who has not been read yet would be told of twice: without its last step, and with it.
+        if any(run.late for run in everything):
+            return gr.skip()
+        ended = {f"{run.id} {run.state} {run.step}": run for run in everything if run.state in runs.ENDED}
+        now = " ".join(ended)
+        if now == seen:
+            return gr.skip()
+        told = [
+            {"key": key, "title": run.title, "body": words.t(f"common.word_{run.state}")} for key, run in ended.items()
         ]
-        now = " ".join(one["key"] for one in ended)
-        return gr.skip() if now == seen else {self.seen: now, self.bell: {"ended": ended}}
+        return {self.seen: now, self.bell: {"ended": told}}
 
     def _open(self) -> Any:
         wishes = notice.Wishes.read()
         said = self.page.words.t("notify.command", command=" ".join(wishes.command) or "–")
         found = self._refresh(None)
-        return found | {self.told: self._address(wishes), self.command: f"<p class='quiet'>{report.escape(said)}</p>"}
+        return (found if self.seen in found else {}) | {
+            self.told: self._address(wishes),
+            self.command: f"<p class='quiet'>{report.escape(said)}</p>",
+        }
 
     def _address(self, wishes: notice.Wishes) -> str:
         """Which host is told. Not the whole address: it may hold a token, and others may look at this page."""

@@ -20,6 +20,12 @@ from studio.metrics import Reader, has_read, read_metrics
 _STAMPED = (
     "config.yaml", "metrics.jsonl", "result.json", "worker.json", NOTES, "control/stop", "control/resume", "adapter/adapter_config.json",
 )  # fmt: skip
+_TOUCHED = ("", "/control", "/metrics.jsonl")
+"""What is younger after any change to a run that has ended: files are renamed into its folder, wishes lie in control/."""
+_SETTLES_NS = 2 * 10**9
+"""A time that is older than this cannot be that of two changes, however coarse the clock of the files."""
+_PATIENCE = 0.25
+"""Seconds that a look takes to read what no studio has read yet; the rest is read by the next looks."""
 _FRESH = 0.9
 _SAVE_EVERY = 20.0
 _ENDED = runs.ENDED
@@ -38,6 +44,7 @@ class Summary:
         scores: the newest value of each score, by its name.
         spark: its training loss in at most 40 numbers.
         broken: whether its folder cannot be read; all else is empty then.
+        late: whether it has not been read yet; only its state is known then.
     """
 
     id: str
@@ -58,6 +65,7 @@ class Summary:
     note: str = ""
     tags: tuple[str, ...] = ()
     broken: bool = False
+    late: bool = False
 
     @property
     def metrics(self) -> Metrics:
@@ -70,9 +78,10 @@ class Overview:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Summary]] = {}
+        self._settled: dict[str, tuple[list[int], Summary]] = {}
         self._listed: list[Summary] = []
         self._home: Path | None = None
-        self._looked = self._saved = 0.0
+        self._looked = self._saved = self._spent = 0.0
         self._unsaved = False
         self._lock = threading.Lock()
         self._reading: dict[str, threading.Thread] = {}
@@ -81,37 +90,58 @@ class Overview:
         """Every run, newest first. `now` looks again however short ago the last look was."""
         with self._lock:
             if self._home != runs.home():
-                self._home, self._known, self._looked = runs.home(), {}, 0.0
+                self._home, self._known, self._settled, self._looked = runs.home(), {}, {}, 0.0
                 self._load()
             if now or time.monotonic() - self._looked > _FRESH:
+                self._spent = 0.0
                 self._listed = [self._summarise(run) for run in runs.all_runs()]
                 self._known = {one.id: self._known[one.id] for one in self._listed if one.id in self._known}
+                self._settled = {one.id: self._settled[one.id] for one in self._listed if one.id in self._settled}
                 self._looked = time.monotonic()
                 self._save()
             return self._listed
 
+    def read_all(self) -> None:
+        """Look until everything has been read."""
+        while any(one.late for one in self.look(now=True)):
+            pass
+
     def _summarise(self, run: Run) -> Summary:
         try:
-            stamp = _stamp(run)
-            known = self._known.get(run.id)
-            if known is not None and known[0] == stamp and known[1].state in _ENDED:
-                return known[1]
-            state = run.state()
-            # What is at work is asked for its state at every look: its process may have died, or make no steps.
-            if known is not None and known[0] == stamp and known[1].state == state:
-                return known[1]
-            if self._is_long(run):
-                return _read(run, state, _read_end(run))
-            # What has ended is read once and let go; what is at work is read on by all that look at it.
-            kept = state not in _ENDED or has_read(run)
-            metrics = read_metrics(run) if kept else Reader(run.folder / "metrics.jsonl").read().snapshot()
-            found = _read(run, state, metrics)
-            self._known[run.id] = stamp, found
-            self._unsaved = self._unsaved or state in _ENDED
+            touched = _touched(run)
+            if (settled := self._settled.get(run.id)) is not None and settled[0] == touched:
+                return settled[1]
+            found = self._find(run)
+            if found.state in _ENDED and run.id in self._known and time.time_ns() - max(touched) > _SETTLES_NS:
+                self._settled[run.id] = touched, found
             return found
         except Exception:
             # A folder that was made by hand, or is being deleted, must not hide the others.
             return Summary(run.id, run.id, broken=True)
+
+    def _find(self, run: Run) -> Summary:
+        stamp = _stamp(run)
+        known = self._known.get(run.id)
+        if known is not None and known[0] == stamp and known[1].state in _ENDED:
+            return known[1]
+        state = run.state()
+        # What is at work is asked for its state at every look: its process may have died, or make no steps.
+        if known is not None and known[0] == stamp and known[1].state == state:
+            return known[1]
+        if known is None and state in _ENDED and self._spent > _PATIENCE:
+            return Summary(run.id, run.id, state, late=True)
+        if self._is_long(run):
+            return _read(run, state, _read_end(run))
+        began = time.monotonic()
+        # What has ended is read once and let go; what is at work is read on by all that look at it.
+        kept = state not in _ENDED or has_read(run)
+        metrics = read_metrics(run) if kept else Reader(run.folder / "metrics.jsonl").read().snapshot()
+        found = _read(run, state, metrics)
+        self._known[run.id] = stamp, found
+        if state in _ENDED:
+            self._spent += time.monotonic() - began
+            self._unsaved = True
+        return found
 
     def _is_long(self, run: Run) -> bool:
         """Whether its numbers take long to read and have not been read yet: a thread does that, and nobody waits for it."""
@@ -152,6 +182,17 @@ overview = Overview()
 
 def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def _touched(run: Run) -> list[int]:
+    """When a run was changed last, by as few looks at the disk as tell it: there are five hundred runs, and a look each second."""
+    folder, times = os.fspath(run.folder), []
+    for name in _TOUCHED:
+        try:
+            times.append(os.stat(folder + name).st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return times
 
 
 def _stamp(run: Run) -> str:

@@ -101,21 +101,26 @@ class Panel:
         if run is None:
             return {self.seen: ""} if seen else {}
         now = signature(run)
-        if now == seen:
+        files, _, drawn = seen.partition("\n") if isinstance(seen, str) else ("", "", "")
+        if now == files:
             return {}
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
         try:
-            return {self.seen: now} | self._draw(run) | self.course.refresh(run, offer)
+            metrics = read_metrics(run)
+            buttons = self._buttons(run, metrics)
+            # A changed button takes as long as a curve, and changes seldom.
+            mark = repr(list(buttons.values()))
+            changed = self._draw(run, metrics) | self.course.refresh(run, offer) | ({} if mark == drawn else buttons)
+            return {self.seen: f"{now}\n{mark}"} | changed
         except Exception as error:  # whatever lies in a folder, the page goes on, and lets it be deleted
             buttons = (self.stop, self.save, self.discard, self.sure, self.resume, self.chat, self.export)
             hidden = {button: gr.update(visible=False) for button in buttons}
             return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"} | hidden
 
-    def _draw(self, run: Run) -> Updates:
-        words, metrics, state = self.page.words, read_metrics(run), run.state()
+    def _buttons(self, run: Run, metrics: Metrics) -> Updates:
+        state = run.state()
         busy = state in ("starting", "running", "stalled")
         return {
-            self.head: report.headline(words, run, metrics),
             self.stop: gr.update(visible=busy or state == "queued"),
             # An export has no checkpoints, and leaves nothing when it is stopped.
             self.save: gr.update(visible=busy and bool(metrics.steps) and run.job == "train"),
@@ -124,10 +129,16 @@ class Panel:
             **({} if busy else {self.sure: gr.update(visible=False)}),
             self.resume: gr.update(
                 visible=run.resumable or run.repairable,
-                value=words.t("common.repair" if run.repairable else "common.resume"),
+                value=self.page.words.t("common.repair" if run.repairable else "common.resume"),
             ),
             self.chat: gr.update(visible=run.has_adapter(), value=self._invitation(run)),
             self.export: gr.update(visible=run.has_adapter() and state not in report.ACTIVE),
+        }
+
+    def _draw(self, run: Run, metrics: Metrics) -> Updates:
+        words = self.page.words
+        return {
+            self.head: report.headline(words, run, metrics),
             self.advice: report.advice(words, metrics),
             self.chart: {"figures": [charts.loss_figure(metrics, run.id, self._names())] if metrics.steps else []},
             self.small: {"figures": self._small(metrics, run.id)},
@@ -183,7 +194,7 @@ class Panel:
         def refresh(run_id: Any, seen: Any, offer: Any) -> Any:
             return self.refresh(run_id, seen, offer) or gr.skip()
 
-        self.page.timer.tick(refresh, **look, **quick)
+        self.page.clock.add(self.refresh, **look)
         self.run.change(refresh, **look, **quick)
         self.page.blocks.load(
             lambda run_id: refresh(run_id, "", None), inputs=[self.run], outputs=self.outputs, **quick

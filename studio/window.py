@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from core import dataset
 from core.problem import Problem
 from studio import language as languages
 from studio import report, shelf, tabs, theme
+from studio.clock import Clock
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
@@ -36,10 +37,28 @@ for (const link of element.querySelectorAll('a[data-language]')) link.href = '/l
 _LEAD = "element.addEventListener('click', (e) => { if (e.target.closest('[data-lead]')) trigger('click'); });"
 
 
+class Window(gr.Blocks):
+    """Blocks that leave alone what a handler leaves alone: Gradio makes each skipped component anew, which takes longer than all else."""
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """What is sent for what the handler returned."""
+        outputs = list(block_fn.outputs)
+        given = {} if predictions == gr.skip() else predictions
+        if len(outputs) < 2 or not isinstance(given, dict) or not given.keys() <= set(outputs):
+            return await super().postprocess_data(block_fn, predictions, state)
+        fewer = copy.copy(block_fn)
+        fewer.outputs = [one for one in outputs if one in given]
+        values = [given[one] for one in fewer.outputs]
+        # Of one output, Gradio expects the bare value.
+        done = await super().postprocess_data(fewer, values[0] if len(values) == 1 else values, state) if values else []
+        sent = dict(zip(fewer.outputs, done, strict=True))
+        return [sent.get(one, gr.skip()) for one in outputs]
+
+
 def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
     """The whole window in one language; nothing of it starts a process."""
     words = Language(language)
-    with gr.Blocks(title=words.t("common.title"), analytics_enabled=False, fill_width=True) as blocks:
+    with Window(title=words.t("common.title"), analytics_enabled=False, fill_width=True) as blocks:
         page = Page(
             words=words,
             blocks=blocks,
@@ -48,7 +67,7 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
             form=gr.BrowserState(None, storage_key="atelier.form", secret="atelier"),
             data=gr.State(None),
             config=gr.State(None),
-            timer=gr.Timer(2),
+            clock=Clock(),
             launcher=launcher or Launcher(),
         )
         _Header(page)
@@ -56,13 +75,15 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
         with page.tabs:
             for name, tab in tabs.walk().items():
                 with gr.Tab(words.t(tab.NAME), id=name, elem_id=f"tab-{name}"):
+                    page.clock.tab = name
                     tab.build(page)
+        page.clock.listen()
         for handler in blocks.fns.values():
             # Gradio writes a manual of every handler and field into the page, some twenty megabytes with so many.
             handler.api_visibility = "private"
             if handler.show_progress == "hidden" and handler.show_progress_on is None:
                 # At every event the page looks up each field that ever showed progress: seconds, when all of them do.
-                handler.show_progress_on = [page.timer]
+                handler.show_progress_on = [page.clock.face]
     return blocks
 
 
@@ -79,17 +100,9 @@ class _Header:
             self.running = gr.HTML(js_on_load=_LEAD, elem_classes=["chips"], min_width=120)
             gr.HTML(_switches(words), js_on_load=_SWITCH, elem_classes=["switches"], min_width=120)
         shown = [self.seen, self.device, self.running, self.leads_to]
-        page.timer.tick(self._tick, inputs=[self.seen], outputs=[*shown, page.timer], **_QUICK)
+        page.clock.add(self._refresh, [self.seen], shown, everywhere=True)
         page.blocks.load(lambda: self._refresh(""), outputs=shown, **_QUICK)
         self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
-
-    def _tick(self, seen: Any, request: gr.Request) -> Any:
-        """A look of a page, and when its next one is due."""
-        updates = self._refresh(seen)
-        said = pace.look(str(request.session_hash), any(run.state in report.ACTIVE for run in overview.look()))
-        if said is None:
-            return updates
-        return (updates if "__type__" not in updates else {}) | {self.page.timer: gr.Timer(said)}
 
     def _refresh(self, seen: Any) -> Any:
         device, (run_id, running) = self.page.launcher.device(), self._running()
@@ -133,37 +146,6 @@ class _Header:
         return {self.page.run: run.id, self.page.tabs: self.page.go("runs")} if run else gr.skip()
 
 
-class Pace:
-    """How often pages look: the more of them while a training is at work, the seldomer, so that together they cost it little.
-
-    A look of a page takes some 50 ms of a core, all its questions together; pages may have 3 % of the machine.
-    """
-
-    usual, cost, share, forgotten = 2.0, 0.05, 0.03, 90.0
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
-
-    def look(self, session: str, is_busy: bool) -> float | None:
-        """Seconds until the next look of that page, when it has to be told; None when it keeps its pace."""
-        now = time.monotonic()
-        with self._lock:
-            self._seen = {one: known for one, known in self._seen.items() if now - known[0] < self.forgotten}
-            _, told = self._seen.get(session, (now, self.usual))
-            pages = len(self._seen | {session: None})
-            due = self.usual
-            if is_busy:
-                due = min(self.forgotten / 2, max(due, pages * self.cost / (self.share * (os.cpu_count() or 1))))
-            # Not for every page that comes or goes: a new pace begins a new wait.
-            is_new = not 0.75 * told <= due <= 1.25 * told
-            self._seen[session] = now, due if is_new else told
-            return round(due, 1) if is_new else None
-
-
-pace = Pace()
-
-
 def _switches(words: Language) -> str:
     names = {code: Language(code).t("common.language") for code in languages.codes()}
     links = "".join(
@@ -201,7 +183,7 @@ def serve(settings: GateSettings) -> int:
     launcher.start()
     dataset.remove_abandoned(shelf.folder())
     # Many runs that were never looked at take a moment; it shall pass before somebody asks for them.
-    threading.Thread(target=overview.look, daemon=True).start()
+    threading.Thread(target=overview.read_all, daemon=True).start()
     print(f"Atelier is open at {next(iter(settings.hosts().values()))}", flush=True)
     try:
         # A page keeps a connection open for as long as it is looked at; the end must not wait for it.

@@ -28,13 +28,15 @@ ALLOWED = [
     ("core/playground", {"core.playground", "torch*", "transformers*", "tokenizers*", "safetensors*", "numpy*"}),
     ("core/__main__.py", {"core"}),
     ("core/notice.py", {"core", "httpx"}),
+    ("core/runs.py", {"core", *CORE_TOP, "numpy*"}),
+    ("core/advice.py", {"core", "numpy"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
     ("core/sources.py", {"core", "datasets"}),
     ("core/judgement.py", {"core", "numpy", "regex"}),
     ("core/spool.py", {"core.problem", "core.runs", "pyarrow"}),
     ("core/examples.py", {"core.formats", "core.spool", "pyarrow"}),
     ("core", {"core", *CORE_TOP}),
-    ("studio", {"core", "studio", "filelock", "gradio", "huggingface_hub", "plotly", "yaml", "psutil", "httpx", "fastapi", "starlette", "uvicorn", "pydantic", "multipart", "python_multipart", "anyio", "numpy", "pyarrow", "tokenizers"}),
+    ("studio", {"core", "studio", "filelock", "gradio", "huggingface_hub", "plotly", "yaml", "psutil", "httpx", "fastapi", "starlette", "uvicorn", "pydantic", "multipart", "python_multipart", "anyio", "numpy", "orjson", "pyarrow", "tokenizers"}),
     ("app.py", {"studio", "core", "uvicorn"}),
 ]  # fmt: skip
 

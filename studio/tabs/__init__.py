@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from studio.clock import Clock
 from studio.language import Language
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ class Page:
             "settings", values by knob that Train shall take as well, or alone.
         config: plain data of a configuration that is handed to Train (from Runs): {"config"} or None. Gradio tells of a
             changed State by its queue alone, so the handler that sets it must not say `queue=False`.
-        timer: ticks every two seconds. Handlers on it say `queue=False, show_progress="hidden"`, only read files, take a
-            few milliseconds and return `gr.skip()` when nothing is new.
+        clock: asks what is new on the open tab: `page.clock.add(look, inputs, outputs)`, see `studio.clock.Look`.
         launcher: starts the workers.
     """
 
@@ -52,7 +52,7 @@ class Page:
     form: gr.BrowserState
     data: gr.State
     config: gr.State
-    timer: gr.Timer
+    clock: Clock
     launcher: Launcher
 
     @property

@@ -236,7 +236,7 @@ class _Export:
             self.merged_text,
             **_QUICK,
         )
-        page.timer.tick(self._look, [self.run, self.seen], [self.made, self.seen], **_QUICK)
+        page.clock.add(self._look, [self.run, self.seen], [self.made, self.seen])
         self.adapter.click(self._start_adapter, self.run, [self.problem, self.made, self.seen], **_QUICK)
         self.lora.click(self._start_lora, self.run, [self.problem, self.made, self.seen], **_QUICK)
         self.merged.click(
@@ -281,7 +281,7 @@ class _Export:
     def _look(self, run_id: Any, seen: str) -> Any:
         run = _find(run_id)
         now = _stamp(run)
-        return gr.skip() if now == seen else (self._made(run), now)
+        return gr.skip() if now == seen else {self.made: self._made(run), self.seen: now}
 
     def _start_adapter(self, run_id: Any) -> Any:
         return self._start(run_id, "adapter", "auto")

@@ -186,7 +186,7 @@ class _Runs:
         shown = [*listed, self.detail, self.log, self.files, self.take]
         opened = [*shown, self.settings, self.ask, self.name, self.tags, self.note, self.note_trouble]
         state = [page.run, self.seen, self.view, self.picked, self.search, self.over, self.span, self.log_scale]
-        page.timer.tick(self._refresh, inputs=state, outputs=shown, **_QUICK)
+        page.clock.add(self._refresh, state, shown)
         page.run.change(self._open, inputs=state, outputs=opened, **_QUICK)
         page.blocks.load(self._open, inputs=state, outputs=opened, **_QUICK)
         self.table.select(_told(self._clicked), inputs=state, outputs=[page.run, *shown], **_QUICK)

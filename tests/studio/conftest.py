@@ -105,6 +105,7 @@ def draw() -> Callable[..., Any]:
     """Draws the class of a tab alone in a window."""
     import gradio as gr
 
+    from studio.clock import Clock
     from studio.language import Language
     from studio.launcher import Launcher
     from studio.tabs import Page
@@ -117,7 +118,7 @@ def draw() -> Callable[..., Any]:
                 words=Language(language),
                 blocks=blocks,
                 tabs=gr.Tabs(),
-                timer=gr.Timer(2),
+                clock=Clock(),
                 launcher=Launcher(),
                 **shared,
             )

@@ -106,6 +106,14 @@ def test_a_matrix_shows_counts_and_is_as_deep_as_their_share_of_the_row() -> Non
     assert not figure["data"][0]["texttemplate"], "no room for 77 numbers"
 
 
+def test_figures_are_sent_as_one_text() -> None:
+    """Gradio looks through every number of anything else, several times, for files."""
+    box = charts.component("")
+    figures = {"figures": [charts.loss_figure(_metrics(), "run", NAMES)]}
+    sent = box.postprocess(figures)
+    assert isinstance(box.value, str) and isinstance(sent, str) and json.loads(sent) == figures
+
+
 def test_a_spike_and_a_gap_of_one_step_among_200_000_are_drawn() -> None:
     steps = [{"step": step, "loss": 1.0} for step in range(1, 200_001)]
     steps[77_777]["loss"], steps[123_456]["loss"], steps[150_000]["loss"] = 50.0, -50.0, math.nan

@@ -95,7 +95,7 @@ def test_an_export_is_worked_on_and_its_files_are_offered(
     assert problem == "" and f"data-cancel='{job.id}'" in made and "bar busy" in made
     work(job)
     assert job.state() == "completed", job.log_tail()
-    made, later = tab._look(trained_run, stamp)
+    made, later = tab._look(trained_run, stamp).values()
     assert later != stamp
     for file in files:
         assert f"/atelier/download/{job.id}/export/{file}" in made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,8 @@ from core.config import Config, load_yaml
 from core.notes import Notes
 from core.problem import Problem
 from core.runs import Run
+from studio import notifier as notifiers
 from studio import overview as overviews
-from studio import window
 from studio.metrics import Reader, Steps, read_metrics
 from studio.overview import Overview, overview
 from studio.panel import find
@@ -373,14 +375,69 @@ def test_nobody_waits_for_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.loss == 1.0 and len(seen.spark) == 40 and seen.spark[0] > seen.spark[-1]
 
 
-def test_pages_look_seldomer_the_more_of_them_there_are() -> None:
-    pace = window.Pace()
-    pace.share = 0.1 / (window.os.cpu_count() or 1)
-    assert pace.look("a", True) is None, "one page alone keeps its pace"
-    told = [pace.look(f"page {number}", True) for number in range(30)]
-    assert told[-1] is not None and 10 < told[-1] < 20
-    assert pace.look("page 29", True) is None, "it was told already"
-    assert pace.look("page 29", False) == 2.0, "with nothing at work they may ask as often as they like"
+def test_what_no_studio_has_read_comes_part_by_part_and_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, draw: Any
+) -> None:
+    monkeypatch.setattr(overviews, "_PATIENCE", 0)
+    ids = [_run(name).id for name in ("a", "b", "c")][::-1]
+    notifier = draw(lambda page: notifiers._Notifier(page))
+    assert [(one.id, one.late) for one in overview.look(now=True)] == [(ids[0], False), (ids[1], True), (ids[2], True)]
+    assert all(one.state == "completed" for one in overview.look()), "how it ended is known at once"
+    assert notifier.bell not in notifier._open() and notifier._refresh("") == gr.skip()
+    _run("waits", outcome=None)
+    assert [one.late for one in overview.look(now=True)] == [False, False, False, True], "what waits is never late"
+    overview.read_all()
+    assert [one.step for one in overview.look()] == [2, 2, 2, 2]
+    assert len(notifier._refresh("")[notifier.bell]["ended"]) == 3
+
+
+def test_a_run_that_ended_long_ago_is_looked_at_by_three_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, looking = _run("one"), Overview()
+
+    def rest() -> None:
+        """All that was done to it is long ago, and it has been looked at since."""
+        for path in (run.folder, run.folder / "control", run.folder / "metrics.jsonl"):
+            if path.exists():
+                os.utime(path, (next(ago), next(ago)))
+        looking.look(now=True)
+        looked.clear()
+
+    looked: list[str] = []
+    ago = itertools.count(1000)
+    real = overviews._stamp
+    monkeypatch.setattr(overviews, "_stamp", lambda run: (looked.append(run.id), real(run))[1])
+    looking.look()
+    looking.look(now=True)
+    assert len(looked) == 2, "two changes may have one time"
+    rest()
+    assert looking.look(now=True)[0].title == "one" and looked == []
+    Notes("named").write(run)
+    assert looking.look(now=True)[0].title == "named"
+    rest()
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "steps": 3, "loss": 0.5}\n')
+    assert looking.look(now=True)[0].loss == 0.5
+    rest()
+    run.ask("resume")
+    assert looking.look(now=True)[0].state == "queued"
+    run.take("resume")
+    rest()
+    run.ask("resume")
+    assert looking.look(now=True)[0].state == "queued", "also when control/ has been there"
+    run.take("resume")
+    rest()
+    runs.delete(run)
+    assert looking.look(now=True) == [] and looking._settled == {}
+
+
+def test_no_look_goes_through_a_run_row_by_row(tab: _Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run("one", tuple(3.0 for _ in range(500)))
+    asked: list[Any] = []
+    real = Steps.__getitem__
+    monkeypatch.setattr(Steps, "__getitem__", lambda steps, at: (asked.append(at), real(steps, at))[1])
+    shown = tab.panel.refresh(run.id, "")
+    assert shown[tab.panel.chart]["figures"] and "hardly falls" in shown[tab.panel.advice]
+    assert 0 < len(asked) < 100, "there may be 200,000"
 
 
 # --- numbers as columns -----------------------------------------------------------------------------------------------

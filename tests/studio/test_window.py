@@ -423,7 +423,12 @@ def test_nothing_is_sent_when_nothing_is_new(draw: Any) -> None:
     assert tab.panel.refresh(run.id, panel_seen) == {}
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "steps": 9, "loss": 1.0}\n')
-    assert tab.panel.chart in tab.panel.refresh(run.id, panel_seen)
+    grown = tab.panel.refresh(run.id, panel_seen)
+    assert tab.panel.chart in grown and tab.panel.chat not in grown, (
+        "a button that stays as it is costs as much as a curve"
+    )
+    run.ask("resume")
+    assert tab.panel.refresh(run.id, grown[tab.panel.seen])[tab.panel.stop]["visible"] is True
 
 
 def test_a_run_is_deleted_only_when_it_does_not_wait_or_work(draw: Any) -> None:
@@ -494,7 +499,7 @@ def test_each_meaning_of_stop_has_its_button(draw: Any) -> None:
     run, panel = _run(outcome=None), draw(runs_tab._Runs).panel
 
     def shown() -> list[bool]:
-        drawn = panel._draw(run)
+        drawn = panel._buttons(run, read_metrics(run))
         return [drawn[button]["visible"] for button in (panel.stop, panel.save, panel.discard, panel.resume)]
 
     assert shown() == [True, False, False, False]  # it waits: there is nothing to save or to throw away
@@ -508,7 +513,7 @@ def test_each_meaning_of_stop_has_its_button(draw: Any) -> None:
     run.take("stop")
     run.finish("stopped", step=1)
     assert shown() == [False, False, False, True]
-    assert panel._draw(run)[panel.sure]["visible"] is False
+    assert panel._buttons(run, read_metrics(run))[panel.sure]["visible"] is False
 
 
 @pytest.mark.parametrize("code", language.codes())
