@@ -483,12 +483,12 @@ def test_a_damaged_adapter_of_a_finished_run_can_be_repaired(draw: Any, code: st
     (adapter / "adapter_config.json").write_text("{}")
     (adapter / "adapter_model.safetensors").write_bytes(b"whole")
     (adapter / "atelier.json").write_text(json.dumps({"sha256": hashlib.sha256(b"whole").hexdigest()}))
-    assert panel._draw(run)[panel.resume]["visible"] is False
-    assert words.t("common.damaged") not in panel._draw(run)[panel.head]
+    assert panel.refresh(run.id, "")[panel.resume]["visible"] is False
+    assert words.t("common.damaged") not in panel.refresh(run.id, "")[panel.head]
     (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
-    assert panel._draw(run)[panel.resume]["visible"] is False and words.t("common.lost") in panel._draw(run)[panel.head]
+    assert panel.refresh(run.id, "")[panel.resume]["visible"] is False and words.t("common.lost") in panel.refresh(run.id, "")[panel.head]
     (run.folder / "checkpoints" / "step-000180").mkdir(parents=True)
-    drawn = panel._draw(run)
+    drawn = panel.refresh(run.id, "")
     assert drawn[panel.resume] == gr.update(visible=True, value=words.t("common.repair"))
     assert html.escape(words.t("common.repairs", step="180")) in drawn[panel.head]
     panel._act(run.id, panel.page.launcher.resume)
