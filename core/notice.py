@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,6 +94,27 @@ def tell(run: Run, wishes: Wishes | None = None) -> list[str]:
     for line in wrong:
         print(f"notify: {line}", file=sys.stderr, flush=True)
     return wrong
+
+
+def tell_killed(run: Run) -> None:
+    """Tell of a run whose worker was killed and could not: once, whoever finds it first, be it a studio or another worker."""
+    worker = run.read_json("worker.json") or {}
+    pid, born = worker.get("pid"), worker.get("birth")
+    if run.state() != "interrupted" or worker.get("host") != socket.gethostname():
+        return
+    if not isinstance(pid, int) or not isinstance(born, int | float):
+        return
+    try:
+        (run.folder / f".told-{pid}-{born:.0f}").touch(0o600, exist_ok=False)
+        wished = (runs.home() / _FILE).stat().st_mtime
+        signs = [
+            path.stat().st_mtime for name in ("worker.json", "metrics.jsonl") if (path := run.folder / name).exists()
+        ]
+    except OSError:
+        return  # it was told, or nobody wants to know
+    # What broke off before anybody wanted to know is no news.
+    if max(signs, default=0) >= wished:
+        tell(run)
 
 
 def _post(address: Any, facts: dict[str, str]) -> None:

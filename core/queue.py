@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core import process, runs
+from core import notice, process, runs
 from core.launch import spawn
 from core.problem import Problem
 from core.runs import Run, write_whole
@@ -181,6 +181,13 @@ def start_next(patience: float = 1.0) -> Run | None:
     Returns:
         The run that was started; None when there is none, or another process sees to it.
     """
+    started = _start_next(patience)
+    for run in runs.all_runs():
+        notice.tell_killed(run)  # with no studio open, nobody else would
+    return started
+
+
+def _start_next(patience: float) -> Run | None:
     lock = FileLock(runs.home() / "launcher.lock", mode=0o600)
     with contextlib.suppress(Timeout), lock.acquire(timeout=patience):
         everything = runs.all_runs()

@@ -144,3 +144,34 @@ def test_the_command_line_sets_them_and_a_worker_tells(home: Path, tmp_path: Pat
     run = runs.create(Config.read({"model": {"name": "/nowhere/at/all"}}))
     subprocess.run([sys.executable, "-m", "core", "work", str(run.folder)], cwd=ROOT, capture_output=True, timeout=120, check=False)  # fmt: skip
     assert [told["outcome"] for _, told in server.asked] == ["failed"] and run.state() == "failed"
+
+
+def _kill_a_worker(home: Path, name: str) -> Run:
+    """A run whose worker was killed with no studio open."""
+    import subprocess
+
+    run = runs.create(Config(name=name))
+    code = "import sys, time; from pathlib import Path; from core.runs import Run\nwith Run(Path(sys.argv[1])).claim(): print(); sys.stdout.flush(); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline()
+        worker.kill()
+    assert run.state() == "interrupted"
+    return run
+
+
+def test_a_worker_that_was_killed_is_told_of_once_by_whoever_comes_next(home: Path, server: _Server) -> None:
+    _kill_a_worker(home, "before anybody wanted to know")
+    for path in home.rglob("*"):
+        os.utime(path, (1, 1))
+    Wishes(_address(server)).write()
+    killed = _kill_a_worker(home, "killed")
+    assert main(["queue", "start"]) == 0
+    assert [(told["run"], told["outcome"]) for _, told in server.asked] == [(killed.id, "interrupted")]
+    assert main(["queue", "start"]) == 0 and len(server.asked) == 1
+    again = _kill_a_worker(home, "another")
+    threads = [threading.Thread(target=notice.tell_killed, args=(again,)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [told["run"] for _, told in server.asked] == [killed.id, again.id]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -316,3 +317,21 @@ def test_somebody_is_told_of_a_worker_that_cannot_tell_it_itself(
     workers[1].wait()
     looking.step()
     _until(lambda: (home / "dies-failed").exists() and (home / "killed-interrupted").exists())
+
+
+def test_a_studio_tells_of_a_worker_that_was_killed_while_none_was_open(
+    workers: list[subprocess.Popen[bytes]], home: Path
+) -> None:
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).open('a').write('x')"
+    notice.Wishes(command=(sys.executable, "-c", code, str(home), "{name}-{outcome}")).write()
+    killed, told = _new("killed"), home / "killed-interrupted"
+    _until(lambda: (Launcher().step(), killed.state() == "running")[1])
+    workers[0].kill()
+    workers[0].wait()
+    Launcher().step()
+    _until(told.exists)
+    for looking in (Launcher(), Launcher()):
+        looking.step()
+        looking.step()
+    _until(lambda: all(thread.name != "notice" for thread in threading.enumerate()))
+    assert told.read_text() == "x"
