@@ -237,9 +237,9 @@ def _import(options: argparse.Namespace) -> None:
 def _notify(options: argparse.Namespace) -> int:
     wishes = notice.Wishes.read()
     if options.webhook is not None or options.command is not None:
-        webhook = wishes.webhook if options.webhook is None else notice.check_webhook(options.webhook)
+        webhook = wishes.webhook if options.webhook is None else notice.check_webhook(options.webhook, anywhere=True)
         command = wishes.command if options.command is None else tuple(options.command)
-        wishes = notice.Wishes(webhook, command)
+        wishes = notice.Wishes(webhook, command, options.webhook is not None or wishes.anywhere)
         wishes.write()
     print(f"webhook  {'yes, ' + (urlsplit(wishes.webhook).hostname or '') if wishes.webhook else 'none'}")
     print(f"command  {' '.join(wishes.command) if wishes.command else 'none'}")
