@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     command("save", _save, "Ask a run to save a checkpoint now, and to go on.", "run")
     sub = command("runs", _runs, "List the runs.")
     sub.add_argument("--json", action="store_true")
-    _add_queue(commands.add_parser("queue", help="See and change what waits: one run is at work at a time on each device."))
+    _add_queue(
+        commands.add_parser("queue", help="See and change what waits: one run is at work at a time on each device.")
+    )
     sub = command("pack", _pack, "Write a run as a zip that holds no path and no token of this machine.", "run")
     sub.add_argument("--out", type=Path, required=True, help="the zip file")
     command("import", _import, "Copy a run's folder from elsewhere among the studio's runs.", "folder")
@@ -237,9 +239,9 @@ def _import(options: argparse.Namespace) -> None:
 def _notify(options: argparse.Namespace) -> int:
     wishes = notice.Wishes.read()
     if options.webhook is not None or options.command is not None:
-        webhook = wishes.webhook if options.webhook is None else notice.check_webhook(options.webhook)
+        webhook = wishes.webhook if options.webhook is None else notice.check_webhook(options.webhook, anywhere=True)
         command = wishes.command if options.command is None else tuple(options.command)
-        wishes = notice.Wishes(webhook, command)
+        wishes = notice.Wishes(webhook, command, options.webhook is not None or wishes.anywhere)
         wishes.write()
     print(f"webhook  {'yes, ' + (urlsplit(wishes.webhook).hostname or '') if wishes.webhook else 'none'}")
     print(f"command  {' '.join(wishes.command) if wishes.command else 'none'}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core import devices, process, runs
+from core import devices, notice, process, runs
 from core.launch import spawn
 from core.problem import Problem
 from core.runs import Run, write_whole
@@ -182,6 +182,13 @@ def start_next(patience: float = 1.0) -> Run | None:
         The run that was started, the first of several on several devices; None when there is none, or another process
         sees to it.
     """
+    started = _start_next(patience)
+    for run in runs.all_runs():
+        notice.tell_killed(run)  # with no studio open, nobody else would
+    return started
+
+
+def _start_next(patience: float) -> Run | None:
     lock = FileLock(runs.home() / "launcher.lock", mode=0o600)
     with contextlib.suppress(Timeout), lock.acquire(timeout=patience):
         everything = runs.all_runs()

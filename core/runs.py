@@ -37,6 +37,8 @@ ACTIVE = ("queued", "starting", "running", "stalled", "stopping")
 ENDED = ("completed", "stopped", "failed", "interrupted")
 """The states of a run that has ended, and so what a result may say."""
 
+_PATIENCE = 40
+"""How many times a twentieth of a second a file is waited for that somebody reads."""
 _RESERVE, _RESERVED = ".reserve", 2**16
 
 LAUNCH = "launch.json"
@@ -91,12 +93,21 @@ def write_whole(path: Path, data: str | bytes) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def _replace(temporary: str, path: Path) -> None:
+    """Put a file in the place of another, which Windows refuses as long as somebody reads that one."""
+    for _ in range(_PATIENCE):
+        with contextlib.suppress(PermissionError):
+            return os.replace(temporary, path)
+        time.sleep(0.05)
+    os.replace(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
@@ -31,7 +31,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._children: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
-        self._working: set[str] = set()
+        self._working: set[str] | None = None
         self._resuming = threading.Lock()
         self._awake = threading.Event()
         self._ended = threading.Event()
@@ -110,11 +110,11 @@ class Launcher:
             self._children[run.id] = child, began
 
     def _tell_killed(self, everything: Sequence[Run]) -> None:
-        """A worker that was killed can tell nobody that the run has ended."""
+        """A worker that was killed can tell nobody that the run has ended; also one that was killed while no studio was open."""
         working = {run.id for run in everything if run.worker() is not None and run.result() is None}
         for run in everything:
-            if run.id in self._working - working and run.state() == "interrupted":
-                _tell(run)
+            if (self._working is None or run.id in self._working - working) and run.state() == "interrupted":
+                _tell(run, notice.tell_killed)
         self._working = working
 
     def _work(self) -> None:
@@ -169,9 +169,9 @@ class Launcher:
             devices.note(self._device["devices"])
 
 
-def _tell(run: Run) -> None:
+def _tell(run: Run, tell: Callable[[Run], object] = notice.tell) -> None:
     """Tell whoever wants to know how it ended, which may take a while."""
-    threading.Thread(target=notice.tell, args=(run,), name="notice", daemon=True).start()
+    threading.Thread(target=tell, args=(run,), name="notice", daemon=True).start()
 
 
 def _signed_in(run: Run, started: float) -> bool:

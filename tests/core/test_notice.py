@@ -22,6 +22,7 @@ from core.runs import Run
 
 class _Server(HTTPServer):
     asked: list[tuple[str, dict]]
+    headers: dict[str, str]
     answer: int = 200
 
 
@@ -31,6 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.asked.append((self.path, json.loads(body)))
+        self.server.headers = {name.lower(): value for name, value in self.headers.items()}
         self.send_response(self.server.answer)
         self.send_header("location", "/elsewhere")
         self.end_headers()
@@ -64,14 +66,14 @@ def _address(server: _Server) -> str:
 
 
 def test_the_address_gets_run_outcome_and_message(run: Run, server: _Server) -> None:
-    assert notice.tell(run, Wishes(_address(server))) == []
+    assert notice.tell(run, Wishes(_address(server), anywhere=True)) == []
     assert server.asked == [("/hook?key=secret", {"run": run.id, "name": "my {message} run", "outcome": "failed", "message": "it broke; $(touch x)"})]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", [302, 307, 404, 500])
 def test_only_that_address_is_asked_and_its_secret_is_not_told(run: Run, server: _Server, answer: int, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     server.answer = answer
-    (wrong,) = notice.tell(run, Wishes(_address(server)))
+    (wrong,) = notice.tell(run, Wishes(_address(server), anywhere=True))
     assert len(server.asked) == 1 and str(answer) in wrong
     assert "secret" not in capsys.readouterr().err
 
@@ -79,7 +81,7 @@ def test_only_that_address_is_asked_and_its_secret_is_not_told(run: Run, server:
 def test_proxies_of_the_environment_are_not_used(run: Run, server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert notice.tell(run, Wishes(_address(server))) == [] and len(server.asked) == 1
+    assert notice.tell(run, Wishes(_address(server), anywhere=True)) == [] and len(server.asked) == 1
 
 
 def test_an_address_that_does_not_answer_hurts_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ def test_an_address_that_does_not_answer_hurts_nobody(run: Run, monkeypatch: pyt
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        (wrong,) = notice.tell(run, Wishes(f"http://127.0.0.1:{deaf.getsockname()[1]}/"))
+        (wrong,) = notice.tell(run, Wishes(f"http://127.0.0.1:{deaf.getsockname()[1]}/", anywhere=True))
     assert "Timeout" in wrong
 
 
@@ -124,9 +126,56 @@ def test_what_is_no_address_is_refused(text: object) -> None:
         notice.check_webhook(text)
 
 
+INTERNAL = (
+    "127.0.0.1", "localhost", "[::1]", "0.0.0.0", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "[fe80::1]",
+    "[fd00::1]", "[::ffff:127.0.0.1]", "[64:ff9b::a00:1]", "[2002:7f00:1::]", "224.0.0.1", "2130706433", "0x7f.1",
+)  # fmt: skip
+"""This machine and its own network, as they may be written."""
+
+
+@pytest.mark.parametrize("host", INTERNAL)
+def test_only_the_owner_of_the_machine_may_have_its_own_network_asked(host: str) -> None:
+    address = f"http://{host}:8080/x"
+    with pytest.raises(Problem, match="its own network"):
+        notice.check_webhook(address)
+    assert notice.check_webhook(address, anywhere=True) == address
+
+
+def test_an_address_may_hold_a_password_and_letters_of_any_language(run: Run, server: _Server) -> None:
+    address = f"http://me:p%40ss@127.0.0.1:{server.server_port}/Straße?a=ü"
+    assert notice.tell(run, Wishes(address, anywhere=True)) == []
+    assert [path for path, _ in server.asked] == ["/Stra%C3%9Fe?a=%C3%BC"]
+    assert (
+        server.headers["authorization"] == "Basic bWU6cEBzcw=="
+        and server.headers["host"] == f"127.0.0.1:{server.server_port}"
+    )
+
+
+def test_a_name_that_comes_to_mean_this_machine_is_not_asked(
+    run: Run, server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter([["93.184.215.14"], ["127.0.0.1"], ["93.184.215.14", "127.0.0.1"], []])
+    monkeypatch.setattr(notice, "_resolve", lambda host: next(numbers))
+    address = notice.check_webhook(f"http://name.example:{server.server_port}/")
+    for _ in range(3):
+        (wrong,) = notice.tell(run, Wishes(address))
+        assert "its own network" in wrong
+    assert server.asked == []
+
+
+def test_the_number_that_was_looked_at_is_the_one_that_is_asked(
+    run: Run, server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notice, "_is_public", lambda number: True)
+    monkeypatch.setattr(notice, "_resolve", lambda host: ["127.0.0.1"])
+    assert notice.tell(run, Wishes(f"http://nowhere.invalid:{server.server_port}/x")) == []
+    assert [path for path, _ in server.asked] == ["/x"]
+
+
 def test_wishes_lie_privately_and_broken_ones_count_as_none(home: Path) -> None:
-    Wishes("https://a/b", ("x", "y")).write()
-    assert Wishes.read() == Wishes("https://a/b", ("x", "y"))
+    for anywhere in (True, False):
+        Wishes("https://a/b", ("x", "y"), anywhere).write()
+        assert Wishes.read() == Wishes("https://a/b", ("x", "y"), anywhere)
     if os.name == "posix":
         assert (home / "notify.json").stat().st_mode & 0o077 == 0
     for text in ("[", "[]", '{"webhook": 3, "command": "rm -rf /"}'):
@@ -144,3 +193,34 @@ def test_the_command_line_sets_them_and_a_worker_tells(home: Path, tmp_path: Pat
     run = runs.create(Config.read({"model": {"name": "/nowhere/at/all"}}))
     subprocess.run([sys.executable, "-m", "core", "work", str(run.folder)], cwd=ROOT, capture_output=True, timeout=120, check=False)  # fmt: skip
     assert [told["outcome"] for _, told in server.asked] == ["failed"] and run.state() == "failed"
+
+
+def _kill_a_worker(home: Path, name: str) -> Run:
+    """A run whose worker was killed with no studio open."""
+    import subprocess
+
+    run = runs.create(Config(name=name))
+    code = "import sys, time; from pathlib import Path; from core.runs import Run\nwith Run(Path(sys.argv[1])).claim(): print(); sys.stdout.flush(); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None and worker.stdout.readline()
+        worker.kill()
+    assert run.state() == "interrupted"
+    return run
+
+
+def test_a_worker_that_was_killed_is_told_of_once_by_whoever_comes_next(home: Path, server: _Server) -> None:
+    _kill_a_worker(home, "before anybody wanted to know")
+    for path in home.rglob("*"):
+        os.utime(path, (1, 1))
+    Wishes(_address(server), anywhere=True).write()
+    killed = _kill_a_worker(home, "killed")
+    assert main(["queue", "start"]) == 0
+    assert [(told["run"], told["outcome"]) for _, told in server.asked] == [(killed.id, "interrupted")]
+    assert main(["queue", "start"]) == 0 and len(server.asked) == 1
+    again = _kill_a_worker(home, "another")
+    threads = [threading.Thread(target=notice.tell_killed, args=(again,)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [told["run"] for _, told in server.asked] == [killed.id, again.id]

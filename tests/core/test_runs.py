@@ -349,3 +349,28 @@ def test_a_change_that_a_killed_worker_took_is_taken_by_the_next(run: Run) -> No
     changes.ask(run, {"train.keep": 7})
     assert [one["set"] for one in changes.take(run, 3)] == [{"train.epochs": 5}, {"train.keep": 7}]
     assert not changes.waits(run) and len(changes.take(run, 4)) == 2
+
+
+def test_a_file_that_is_being_read_is_replaced_as_soon_as_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows replaces no file that is open; a page may read for a moment, and somebody else for ever."""
+    path, real, refused = tmp_path / "result.json", os.replace, 3
+    path.write_text("old")
+    monkeypatch.setattr(runs, "_PATIENCE", 5)
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+
+    def replace(*names: object) -> None:
+        nonlocal refused
+        refused -= 1
+        if refused >= 0:
+            raise PermissionError(13, "Access is denied")
+        real(*names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs.os, "replace", replace)
+    runs.write_whole(path, "new")
+    assert path.read_text() == "new"
+    refused = 10**6
+    with pytest.raises(PermissionError):
+        runs.write_whole(path, "newer")
+    assert path.read_text() == "new" and [one.name for one in tmp_path.iterdir()] == ["result.json"]

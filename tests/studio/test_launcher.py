@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -334,3 +335,21 @@ def test_two_devices_have_a_worker_each(workers: list[subprocess.Popen[bytes]]) 
     _until(lambda: second.state() == "completed")
     _until(lambda: (looking.step(), third.state() == "running")[1])
     assert psutil.Process(workers[2].pid).environ()["CUDA_VISIBLE_DEVICES"] == "1" and first.state() == "running"
+
+
+def test_a_studio_tells_of_a_worker_that_was_killed_while_none_was_open(
+    workers: list[subprocess.Popen[bytes]], home: Path
+) -> None:
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2]).open('a').write('x')"
+    notice.Wishes(command=(sys.executable, "-c", code, str(home), "{name}-{outcome}")).write()
+    killed, told = _new("killed"), home / "killed-interrupted"
+    _until(lambda: (Launcher().step(), killed.state() == "running")[1])
+    workers[0].kill()
+    workers[0].wait()
+    Launcher().step()
+    _until(told.exists)
+    for looking in (Launcher(), Launcher()):
+        looking.step()
+        looking.step()
+    _until(lambda: all(thread.name != "notice" for thread in threading.enumerate()))
+    assert told.read_text() == "x"

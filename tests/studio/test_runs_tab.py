@@ -511,7 +511,8 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
         and "role='alert'" in notifier._keep({"a": 1})
         and Wishes.read() == Wishes()
     )
-    Wishes(command=("x",)).write()
+    Wishes("http://127.0.0.1/x", ("x",), anywhere=True).write()
+    assert "its own network" in notifier._keep("http://127.0.0.1/y") and Wishes.read().webhook == "http://127.0.0.1/x"
     assert "Kept" in notifier._keep("https://a/b") and Wishes.read() == Wishes("https://a/b", ("x",))
     assert "Kept" in notifier._keep("https://name.example/secret-token")
     shown = str(notifier._open().values())

@@ -486,7 +486,10 @@ def test_a_damaged_adapter_of_a_finished_run_can_be_repaired(draw: Any, code: st
     assert panel.refresh(run.id, "")[panel.resume]["visible"] is False
     assert words.t("common.damaged") not in panel.refresh(run.id, "")[panel.head]
     (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
-    assert panel.refresh(run.id, "")[panel.resume]["visible"] is False and words.t("common.lost") in panel.refresh(run.id, "")[panel.head]
+    assert (
+        panel.refresh(run.id, "")[panel.resume]["visible"] is False
+        and words.t("common.lost") in panel.refresh(run.id, "")[panel.head]
+    )
     (run.folder / "checkpoints" / "step-000180").mkdir(parents=True)
     drawn = panel.refresh(run.id, "")
     assert drawn[panel.resume] == gr.update(visible=True, value=words.t("common.repair"))
