@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from core import advice, changes, notice, parcel, presets, queue, runs
 from core.config import Config, assign, parse_assignment
+from core.findings import Finding
 from core.model import PLAYGROUND, describe, locate
 from core.problem import Problem
 from core.runs import Run
@@ -486,8 +487,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
     for at in report["cut_at"]:
         print(f"max_length {at['max_length']:>7} cuts {at['rows']:.1%} of the rows, {at['tokens']:.1%} of the tokens")
     for found in report["findings"]:
-        rows = ", ".join(map(str, found["rows"][:5]))
-        print(f"[{found['severity']}] {found['says']}" + (f" (rows {rows})" if rows else ""))
+        rows = Finding.from_data(found).list_rows(5)
+        print(f"[{found['severity']}] {found['says']}" + (f" (rows {rows})" if found["rows"] else ""))
     for problem in report["problems"]:
         print(problem)
 

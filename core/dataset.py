@@ -26,7 +26,7 @@ from core.readers import BadRow, Entry, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
 
 __all__ = [
-    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "has_eval_files", "import_file", "load",
+    "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "find_row", "has_eval_files", "import_file", "load",
     "looks_like_hub_id", "read_rows", "remove_abandoned", "split",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ class Dataset:
 
     `examples[i]` is row `numbers[i]` of the file (from 1); `rows` counts all rows of the file, good and bad; `bad` are
     the rows that are no example, each with what is wrong; what is in neither, the format leaves out. Several files are
-    counted through, as if they were one.
+    counted through, as if they were one; `files` are their names, each with how many of the rows are in it.
     """
 
     examples: Sequence[Example]
@@ -50,6 +50,7 @@ class Dataset:
     recognition: Recognition
     rows: int
     bad: Sequence[BadRow]
+    files: Sequence[tuple[str, int]] = ()
 
     @property
     def format(self) -> str:
@@ -94,12 +95,13 @@ def load(
         Problem: the source cannot be read, its shape is not known, no row is good, or (strict) any row is bad.
     """
     examples, numbers, bad = keep_examples(), array("q"), _BadRows()
-    count, lead = 0, None
+    count, lead, files = 0, None, []
     with _beside(field):
         for file in _open_files(str(source), limit, "aside" if aside else "eval" if field == "data.eval" else "train"):
             recognition = file.recognise(columns, format, lead)
             if recognition and lead is None:
                 lead = _Lead(file.name, tuple(file.columns), recognition)
+            before = count
             for entry in itertools.islice(file.entries(), None if limit is None else limit - count):
                 count += 1
                 value = _read_example(entry, recognition)
@@ -110,10 +112,11 @@ def load(
                     numbers.append(count)
                 if tell and count % _SAY_EVERY == 0:
                     tell(count)
+            files.append((Path(file.source).name, count - before))
         if lead is None:
             Problem.raise_all(_summarise(bad.rows, count, field))
             raise _no_rows(source)
-    dataset = Dataset(examples, numbers, lead.recognition, count, bad.rows)
+    dataset = Dataset(examples, numbers, lead.recognition, count, bad.rows, files)
     if strict or not examples:
         Problem.raise_all(dataset.problems(field))
     if not examples:
@@ -134,6 +137,15 @@ def _read_example(entry: Entry, recognition: Recognition | None) -> Example | Pr
         return problem
     except (RecursionError, ValueError) as error:
         return unreadable(error)
+
+
+def find_row(files: Sequence[tuple[str, int]], number: int) -> tuple[str, int]:
+    """The name of the file that holds row `number` of all, and which of its rows it is; no name for no files."""
+    for name, rows in files:
+        if number <= rows:
+            return name, number
+        number -= rows
+    return "", number
 
 
 def has_eval_files(source: str | Path) -> bool:
@@ -208,7 +220,7 @@ class _File:
     only one."""
 
     def __init__(self, source: str, name: str, limit: int | None):
-        self.name = name
+        self.name, self.source = name, source
         self._rest = sources.read(source, limit)
         self._first: list[Entry] = []
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -148,6 +149,7 @@ KINDS: dict[str, Kind] = {
 class Finding:
     """One kind of trouble with a data set: how many rows have it, and the first of them by their number in the file.
 
+    `files` are the names of the files of these rows, where there are several.
     `remedies` are the ways to mend it, each as settings by dotted key; empty where no setting does.
     """
 
@@ -155,6 +157,7 @@ class Finding:
     count: int
     rows: tuple[int, ...] = ()
     remedies: tuple[Mapping[str, Any], ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def severity(self) -> str:
@@ -166,12 +169,28 @@ class Finding:
         kind = KINDS[self.name]
         return Problem(kind.what, "", kind.why, count=self.count)
 
+    def list_rows(self, most: int, shorten: Callable[[str], str] = str) -> str:
+        """The first rows as people write them: 3, 17; or those of each file behind its name: a.jsonl 3, 17 · b.jsonl 1."""
+        lists: dict[str, list[str]] = {}
+        for row, file in itertools.zip_longest(self.rows[:most], self.files[:most], fillvalue=""):
+            lists.setdefault(str(file), []).append(f"{row:,}")
+        told = (f"{shorten(file)} {', '.join(rows)}".strip() for file, rows in lists.items())
+        return " · ".join(told) + (" …" if self.count > most else "")
+
     def to_data(self) -> dict[str, Any]:
         """As plain data, for a file that another process reads."""
-        told = {"name": self.name, "severity": self.severity, "count": self.count, "rows": list(self.rows)}
+        told = {
+            "name": self.name,
+            "severity": self.severity,
+            "count": self.count,
+            "rows": list(self.rows),
+            "files": list(self.files),
+        }
         return told | {"remedies": [dict(one) for one in self.remedies], "says": str(self.problem)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_data`."""
-        return cls(data["name"], int(data["count"]), tuple(data["rows"]), tuple(data["remedies"]))
+        return cls(
+            data["name"], int(data["count"]), tuple(data["rows"]), tuple(data["remedies"]), tuple(data.get("files", ()))
+        )  # fmt: skip

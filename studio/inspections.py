@@ -23,7 +23,7 @@ from pyarrow import compute
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from core import launch, model, process, runs, sources
+from core import dataset, launch, model, process, runs, sources
 from core.config import Config
 from core.findings import Finding
 from core.parent import introduce
@@ -36,7 +36,7 @@ _HELPER = "process.json"
 # What decides over a row's tokens; all else of a configuration may change and the answer is the same.
 _DECIDES = ("task", "model", "data", "method")
 _KEY = re.compile(r"[0-9a-f]{24}")
-_LAYOUT = 2
+_LAYOUT = 3
 """To be raised whenever a report or a table of rows has something else in it."""
 
 
@@ -95,8 +95,13 @@ class Inspection:
         return _table(self.folder).num_rows
 
     def number(self, place: int) -> int:
-        """Which row of the file it is, from 1."""
+        """Which row it is, from 1; several files are counted through."""
         return int(_table(self.folder)["number"][place].as_py())
+
+    def where(self, place: int) -> tuple[str, int]:
+        """The name of the file, where there are several, and which of its rows it is."""
+        read, measured = (self.report() or {}).get("files", ((), ()))
+        return dataset.find_row(measured if measured and self.is_aside(place) else read, self.number(place))
 
     def is_aside(self, place: int) -> bool:
         """Whether it is measured on, and never trained."""

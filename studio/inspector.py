@@ -269,7 +269,7 @@ class Inspector:
     def _finding(self, one: Finding) -> str:
         words, kind = self.words, KINDS[one.name]
         what = words.text(kind.what, count=f"{one.count:,}")
-        rows = ", ".join(f"{row:,}" for row in one.rows[:_ROWS_NAMED]) + (" …" if one.count > _ROWS_NAMED else "")
+        rows = one.list_rows(_ROWS_NAMED, short_name)
         where = f"<span class='when'>{report.escape(words.t('inspector.rows', rows=rows))}</span>" if one.rows else ""
         buttons = ""
         if one.rows and one.name not in ("bad", "refused"):
@@ -341,8 +341,10 @@ class Inspector:
         """A row token by token."""
         words = self.words
         read, learned, lost = one.count(place)
+        file, number = one.where(place)
+        named = words.t("inspector.row", number=f"{number:,}")
         said = [
-            words.t("inspector.row", number=f"{one.number(place):,}"),
+            words.t("inspector.row_of", row=named, file=short_name(file)) if file else named,
             words.t("inspector.row_tokens", read=f"{read:,}", learned=f"{learned:,}"),
         ]
         if lost:

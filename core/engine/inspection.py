@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from core import objectives
 from core.config import Config
+from core.dataset import find_row
 from core.engine.adapt import Adapted, Weights
 from core.engine.data import Tokens
 from core.engine.material import Material
@@ -171,7 +172,11 @@ class _Look:
         self.lengths = array("q")
         self.targets = array("q")
         self.is_aside = array("b")
-        self.found: dict[str, list[int]] = {name: [] for name in KINDS}
+        self.apart = material.held is not material.data
+        files = (material.data.files, material.held.files if self.apart else ())
+        #: Names and rows of those that are read, and of those that are measured on alone; where they are several.
+        self.files = files if sum(map(len, files)) > 1 else ((), ())
+        self.found: dict[str, list[tuple[int, bool]]] = {name: [] for name in KINDS}
         self.counts: Counter[str] = Counter()
         self.refusals: list[Problem] = []
         self.labels: Counter[str] = Counter()
@@ -233,7 +238,7 @@ class _Look:
         is_left_out = found == ["left_out"]
         flags = found if is_left_out else [*found, *self._judge(example, is_aside)]
         if isinstance(spelled, Problem):
-            self._note(flags if is_left_out else [*flags, "refused"], number)
+            self._note(flags if is_left_out else [*flags, "refused"], number, is_aside)
             self.refusals += [] if is_left_out else [spelled]
             return
         if is_left_out:
@@ -254,14 +259,15 @@ class _Look:
                 self.first = self.first or row
             self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
         # A row that became several counts once.
-        self._note(list(noted), number)
+        self._note(list(noted), number, is_aside)
 
-    def _note(self, flags: Sequence[str], number: int) -> None:
+    def _note(self, flags: Sequence[str], number: int, is_aside: bool = False) -> None:
+        place = number, is_aside and self.apart
         for flag in flags:
             self.counts[flag] += 1
             rows = self.found[flag]
-            if len(rows) < _SHOWN and number not in rows[-1:]:
-                rows.append(number)
+            if len(rows) < _SHOWN and place not in rows[-1:]:
+                rows.append(place)
 
     def _judge(self, example: Example, is_aside: bool) -> list[str]:
         """What the model's template and tokenizer would make of its texts."""
@@ -318,10 +324,11 @@ class _Look:
         """All of it in numbers, as plain data."""
         data, objective = self.material.data, self.material.objective
         lengths, full = np.asarray(self.lengths), np.asarray(self.full)
-        bad = [*data.bad, *(self.material.held.bad if self.material.held is not data else ())]
+        bad = [(row.row, False) for row in data.bad]
+        bad += [(row.row, True) for row in self.material.held.bad] if self.apart else []
         problems = [*data.problems()]
         if bad:
-            self.counts["bad"], self.found["bad"] = len(bad), [row.row for row in bad[:_SHOWN]]
+            self.counts["bad"], self.found["bad"] = len(bad), bad[:_SHOWN]
         if self.writes and padding_token(self.tokens.tokenizer) in self.tokens.end_ids:
             self.counts["pad_is_end"] = len(lengths)
         for missing, named in ((self.labels, self.aside_labels), (self.aside_labels, self.labels)):
@@ -340,7 +347,8 @@ class _Look:
         return {
             "format": data.format,
             "reason": data.reason,
-            "rows": data.rows + (self.material.held.rows if self.material.held is not data else 0),
+            "rows": data.rows + (self.material.held.rows if self.apart else 0),
+            "files": [list(map(list, files)) for files in self.files],
             "trained_rows": len(lengths),
             "train_rows": learnable,
             "aside_rows": len(lengths) - learnable,
@@ -390,7 +398,9 @@ class _Look:
                     remedies = [{"data.template": "plain"}] if by_template else []
                 elif name == "plain" and self.tokens.own_template:
                     remedies = [{"data.template": "model"}]
-                found.append(Finding(name, count, tuple(self.found[name]), tuple(remedies)))
+                places = [find_row(self.files[is_held], number) for number, is_held in self.found[name]]
+                files = tuple(file for file, _ in places if file)
+                found.append(Finding(name, count, tuple(row for _, row in places), tuple(remedies), files))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
 
     def _remedies(self, longest: int) -> list[dict[str, Any]]:

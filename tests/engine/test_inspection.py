@@ -18,6 +18,7 @@ from core.engine import loop, worker
 from core.engine.inspection import REPORT_FILE, ROWS_FILE, inspect
 from core.findings import KINDS, SEVERITIES, Finding
 from core.problem import Problem
+from studio.inspections import Inspection
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -259,6 +260,35 @@ def test_preferences_are_counted_and_not_trained(home: Path, family: Callable[[s
     assert chosen["starts"] and chosen["train_rows"] == 4
 
 
+def test_of_several_files_the_one_with_the_row_is_named(
+    home: Path, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write(tmp_path / "one.jsonl", [talk("a", "sat"), {"messages": 3}, talk("b", "cafÃ© ole")])
+    write(tmp_path / "two.jsonl", [talk("c", "cafÃ© mat"), talk("A!", "Sat")])
+    held = write(tmp_path / "held.jsonl", [talk("d", "cafÃ© sky"), talk("d", "the sky")])
+    several = f"{tmp_path / 'one.jsonl'};{tmp_path / 'two.jsonl'}"
+    report = look(Path(several), family("llama"), folder=tmp_path / "look", data__eval=str(held))
+    found = {one["name"]: Finding.from_data(one) for one in report["findings"]}
+    assert found["mojibake"].list_rows(9) == "one.jsonl 3 · two.jsonl 1 · held.jsonl 1"
+    assert found["mojibake"].list_rows(2, str.upper) == "ONE.JSONL 3 · TWO.JSONL 1 …"
+    assert found["duplicate"].list_rows(9) == "two.jsonl 2" and found["bad"].list_rows(9) == "one.jsonl 2"
+    seen = Inspection(tmp_path / "look")
+    places = [
+        ("one.jsonl", 1),
+        ("one.jsonl", 3),
+        ("two.jsonl", 1),
+        ("two.jsonl", 2),
+        ("held.jsonl", 1),
+        ("held.jsonl", 2),
+    ]
+    assert [seen.where(place) for place in range(len(seen))] == places
+    done = run_core(home, "check-data", several, "--model", family("llama"), "--set", f"data.eval={held}")
+    assert "(rows one.jsonl 3 · two.jsonl 1 · held.jsonl 1)" in done.stdout
+    alone = look(tmp_path / "two.jsonl", family("llama"), folder=tmp_path / "alone", data__eval_rows=1)
+    (garbled,) = (Finding.from_data(one) for one in alone["findings"] if one["name"] == "mojibake")
+    assert (garbled.files, garbled.list_rows(9)) == ((), "1") and Inspection(tmp_path / "alone").where(1) == ("", 2)
+
+
 def test_the_clean_one_of_two_stays(family: Callable[[str], Path], tmp_path: Path) -> None:
     """What a row repeats may go for another reason; then the repetition is none."""
     words = " ".join(f"word{n}" for n in range(60))
@@ -402,6 +432,6 @@ def test_whoever_asked_can_end_it(family: Callable[[str], Path], tmp_path: Path)
 
 def test_findings_are_plain_data_and_back() -> None:
     for name in KINDS:
-        one = Finding(name, 3, (1, 2), ({"data.max_length": 64}, {"data.too_long": "drop"}))
+        one = Finding(name, 3, (1, 2), ({"data.max_length": 64}, {"data.too_long": "drop"}), ("a", "b"))
         assert Finding.from_data(json.loads(json.dumps(one.to_data()))) == one
         assert "{" not in str(one.problem)
