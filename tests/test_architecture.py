@@ -27,7 +27,7 @@ ALLOWED = [
     ("core/formats", {"core.formats", "core.problem", "core.config"}),
     ("core/playground", {"core.playground", "torch*", "transformers*", "tokenizers*", "safetensors*", "numpy*"}),
     ("core/__main__.py", {"core"}),
-    ("core/notice.py", {"core", "httpx"}),
+    ("core/notice.py", {"core", "httpx", "httpcore"}),
     ("core/runs.py", {"core", *CORE_TOP, "numpy*"}),
     ("core/advice.py", {"core", "numpy"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
