@@ -56,8 +56,9 @@ def expected(run: Run, settings: Mapping[str, Any] | None = None) -> Config:
         if key not in CHANGEABLE
     ]
     Problem.raise_all(problems)
-    waiting = [{"set": (run.read_json(name) or {}).get("set", {})} for name in (_TAKEN, _WISH)]
-    return apply(run.config(), [*taken(run), *waiting, {"set": settings}])
+    # Read in the direction in which a wish travels, or one could be missed on its way.
+    wish, moved = ({"set": (run.read_json(name) or {}).get("set", {})} for name in (_WISH, _TAKEN))
+    return apply(run.config(), [*taken(run), moved, wish, {"set": settings}])
 
 
 def can_go_on(run: Run, settings: Mapping[str, Any]) -> bool:

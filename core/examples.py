@@ -27,7 +27,7 @@ def _columns() -> pyarrow.Schema:
 
 
 def _pack(example: Example) -> dict[str, bytes]:
-    return {"example": json.dumps(_to_data(example)).encode()}
+    return {"example": json.dumps(_to_data(example), ensure_ascii=False).encode("utf-8", "surrogatepass")}
 
 
 def _unpack(row: Mapping[str, bytes]) -> Example:

@@ -75,13 +75,16 @@ class Course:
             return {}
         if not offer:
             return {self.offer: {}, self.fold: gr.update(visible=False)}
+        if not offer["ended"] and isinstance(old, dict) and old | {"per_epoch": offer["per_epoch"]} == offer:
+            return {self.offer: offer}  # only how long an epoch is was not known before
         words, ended, settings = self.words, offer["ended"], changes.expected(run).train
         counted = ended and bool(offer["per_epoch"])
         step = words.number(offer["step"])
+        about = "change_about" if not ended else "on_about" if offer["step"] else "on_anew"
         updates: Updates = {
             self.offer: offer,
             self.fold: gr.update(visible=True, label=words.t("course.on" if ended else "course.change")),
-            self.about: _paragraph(words.t("course.on_about", step=step) if ended else words.t("course.change_about")),
+            self.about: _paragraph(words.t(f"course.{about}", step=step)),
             self.go: gr.update(
                 value=words.t("course.press_on" if ended else "course.press"),
                 variant="primary" if ended else "secondary",

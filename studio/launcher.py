@@ -41,6 +41,7 @@ class Launcher:
     def start(self) -> None:
         """Begin to look, in a thread of its own; it ends with the studio, the workers do not."""
         if self._thread is None:
+            devices.forget()
             self._thread = threading.Thread(target=self._work, name="launcher", daemon=True)
             self._thread.start()
             threading.Thread(target=self._ask_device, name="doctor", daemon=True).start()

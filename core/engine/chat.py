@@ -6,6 +6,7 @@ classifier of other labels) loads the model again with that one's head; answers 
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -262,7 +263,7 @@ class Speaker:
         task = self.objective
         assert isinstance(task, Classification)
         before, taken = self.adapted.before(weights)
-        tokens = Tokens(self.tokens.tokenizer, self.tokens.max_length, self.tokens.end_ids)
+        tokens = copy.copy(self.tokens)
         tokens.leave_room(before, taken, tokens.max_length)
         with self.adapted.using(weights) as model:
             return classify(model, self.reader.behind(before), task, tokens, text), provenance
@@ -286,7 +287,8 @@ class Speaker:
         if run is not None:
             # Windows as long as those that it was trained on.
             data = run.config().data
-            tokens = Tokens(tokens.tokenizer, min(tokens.max_length, data.max_length), tokens.end_ids)
+            tokens = copy.copy(tokens)
+            tokens.max_length = min(tokens.max_length, data.max_length)
             stride = data.stride
             tokens.leave_room(*self.adapted.before(weights), self.tokens.max_length)
         reader = self.reader.behind(self.adapted.before(weights)[0])

@@ -23,7 +23,7 @@ from core.objectives import AnswerRow, LabelRow, Row, SpanRow
 from core.problem import Problem
 
 # For models without a chat template, and where it is asked for. Headings end with a newline, so that an answer begins with a token of its own.
-PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}
+PLAIN_TEMPLATE = """{{ bos_token or '' }}{% if tools %}{{ '### Tools:\n' + (tools | tojson) + '\n\n' }}{% endif %}{% for message in messages %}
 {%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
 {{ '### ' + names[message.role] + ':\n' + message.content | trim }}
 {%- if message.role == 'assistant' %}{{ eos_token or '' }}{% endif %}{{ '\n\n' }}

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from core import methods, objectives
+from core import devices, methods, objectives
 from core.config import ModelSettings
 from core.engine import quantization
 from core.fit import check_quantization
@@ -72,14 +72,17 @@ def describe_device() -> dict[str, Any]:
 def _name_devices(kind: str) -> dict[str, Any]:
     """Which devices a process could be given: `names`, and the environment `variable` that takes them; none where there
     is nothing to choose from."""
-    visible = {
-        "cuda": "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES",
-        "npu": "ASCEND_RT_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK",
-    }.get(kind, "")  # fmt: skip
-    count = getattr(torch, kind).device_count() if visible else 0
+    known = {"cuda": ["CUDA_VISIBLE_DEVICES"], "npu": ["ASCEND_RT_VISIBLE_DEVICES"], "xpu": ["ZE_AFFINITY_MASK"]}
+    variables = [*(["HIP_VISIBLE_DEVICES"] if torch.version.hip else []), *known.get(kind, [])]
+    if not variables:
+        return {"variable": "", "names": []}
+    count = getattr(torch, kind).device_count()
+    variable = next((name for name in variables if os.environ.get(name)), variables[0])
+    if not os.environ.get(variable):
+        return {"variable": variable, "names": [str(index) for index in range(count)]}
     # Who sees some of them alone may give away no others.
-    named = [name.strip() for name in os.environ.get(visible, "").split(",") if name.strip()] if visible else []
-    return {"variable": visible, "names": named if len(named) == count else [str(index) for index in range(count)]}
+    names = devices.split_names(os.environ[variable])
+    return {"variable": variable, "names": names if len(names) == count else []}
 
 
 def choose_dtype(setting: str, device: torch.device, method: methods.Method | None = None) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -26,6 +27,7 @@ from core.spool import Spool
 
 _BLOCK = 32
 """Examples that a thread spells before it hands them over."""
+_ASKED = 8
 _KINDS: tuple[type[Row], ...] = (Row, LabelRow, SpanRow, AnswerRow)
 
 
@@ -124,12 +126,22 @@ def spell_each(
         return done, own.cut, own.dropped
 
     # Threads only help where the tokenizer is at work; those of encoders change its settings.
-    alone = objective.model_kind != "causal_lm"
-    if indices and not alone:
-        alone = all(map(tokens.speller.knows, texts_of(dataset.examples[indices[0]])))
+    alone = objective.model_kind != "causal_lm" or _is_known(dataset, indices, tokens)
     for some, (done, cut, dropped) in _map_ahead(spell_block, indices, alone=alone):
         tokens.cut, tokens.dropped = tokens.cut + cut, tokens.dropped + dropped
         yield from zip(some, done, strict=True)
+
+
+def _is_known(dataset: Dataset, indices: Sequence[int], tokens: Tokens) -> bool:
+    """Whether most of these examples are spelled from memory, by a few of them."""
+    some = indices[:: max(1, len(indices) // _ASKED)]
+    known = 0
+    for index in some:
+        example = dataset.examples[index]
+        with contextlib.suppress(Problem):
+            text = tokens.render(example.messages) if example.messages else "\n".join(texts_of(example))
+            known += tokens.speller.knows(text)
+    return 2 * known > len(some)
 
 
 def _spell_one(

@@ -6,9 +6,11 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC
 from transformers import PreTrainedTokenizerBase
 
 _SHORT = 64
@@ -73,7 +75,6 @@ class Speller:
         self._cuts: Callable[[str], bool] = lru_cache(None)(self._try_mark)
         self._ids, self._pattern, self._unsure = self._find_tokens()
         self._known = frozenset(self._ids.values())
-        self._cut_words = self._find_cut()
         self._words = _Words(self._encode)
 
     def encode(self, text: str) -> list[int]:
@@ -150,18 +151,21 @@ class Speller:
                 cutting[token.content] = number
         return cutting, _any_of(cutting), _any_of(unsure)
 
-    def _find_cut(self) -> re.Pattern[str] | None:
+    @cached_property
+    def _cut_words(self) -> re.Pattern[str] | None:
         """What cuts a text of ASCII into the words that this tokenizer spells one by one; None where it may be otherwise."""
         if self._backend is None or self.tokenizer.split_special_tokens:
             return None
+        model, normalizer, cut = self._backend.model, self._backend.normalizer, self._backend.pre_tokenizer
+        if not isinstance(model, BPE) or model.dropout or cut is None:
+            return None
+        if normalizer is not None and not isinstance(normalizer, NFC):  # which leaves ASCII as it is
+            return None
         if len({token.normalized for token in self._backend.get_added_tokens_decoder().values()}) > 1:
             return None  # they are looked for one kind after the other, and one may hide another
-        told = json.loads(self._backend.to_str())
-        model, cut = told["model"], told["pre_tokenizer"] or {}
-        parts = cut.get("pretokenizers", [cut])
+        told = json.loads(cut.__getstate__())
+        parts = told.get("pretokenizers", [told])
         *first, last = ({key: value for key, value in part.items() if key != "trim_offsets"} for part in parts)
-        if told["normalizer"] or model.get("type") != "BPE" or model.get("dropout"):
-            return None
         pattern = None
         if first:
             pattern = first[0].get("pattern", {}).get("Regex")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +31,10 @@ def _new(device: str | None = None) -> Run:
 
 
 def test_one_device_needs_no_name() -> None:
-    assert devices.names() == [""] and devices.variables("") == {}
+    assert devices.free([]) == [""] and devices.variables("") == {}
     devices.note({"variable": "", "names": []})
-    assert devices.names() == [""]
+    assert devices.free([]) == [""]
     devices.note({**TWO, "names": ["0"]})
-    assert devices.names() == [""]
     assert devices.free([]) == [""] and devices.free([_new("")]) == []
 
 
@@ -56,14 +56,42 @@ def test_who_took_one_without_asking_has_the_first() -> None:
 )
 def test_a_file_that_is_none_of_ours_is_one_device(home: Path, text: str) -> None:
     (home / "devices.json").write_text(text)
-    assert devices.names() == [""]
+    assert devices.free([]) == [""]
 
 
 def test_what_was_there_before_the_machine_was_started_anew_is_not_believed(home: Path) -> None:
     (home / "devices.json").write_text(json.dumps({**TWO, "boot": "another"}))
-    assert devices.names() == [""]
+    assert devices.free([]) == [""]
     (home / "devices.json").write_text(json.dumps({**TWO, "boot": process.boot()}))
-    assert devices.names() == ["0", "3"]
+    assert devices.free([]) == ["0", "3"]
+    devices.forget()
+    devices.forget()
+    assert devices.free([]) == [""]
+
+
+@pytest.mark.parametrize(("seen", "free"), [("3", ["3"]), ("3,0", ["0", "3"]), ("5", [])])
+def test_who_is_to_see_some_devices_gives_away_no_others(
+    monkeypatch: pytest.MonkeyPatch, seen: str, free: list[str]
+) -> None:
+    devices.note(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert devices.free([]) == free
+
+
+def test_who_works_where_it_was_told_to_is_known_by_its_environment() -> None:
+    devices.note(TWO)
+    run = _new()
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"CUDA_VISIBLE_DEVICES": "3"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        child.stdout.readline()
+        runs.note_start(run, child.pid)
+        assert devices.given(run) == "3" and devices.free([run]) == ["0"]
+    finally:
+        child.communicate()
 
 
 def test_the_queue_starts_one_on_each_device_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

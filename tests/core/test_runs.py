@@ -374,3 +374,17 @@ def test_a_file_that_is_being_read_is_replaced_as_soon_as_it_is_not(
     with pytest.raises(PermissionError):
         runs.write_whole(path, "newer")
     assert path.read_text() == "new" and [one.name for one in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_wish_is_expected_while_the_worker_takes_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Run.read_json
+    changes.ask(run, {"train.epochs": 7})
+
+    def read_late(self: Run, name: str) -> dict[str, object] | None:
+        found = read(self, name)
+        if (run.folder / "control" / "change").exists():
+            changes.take(run, 1)  # between this read and the next
+        return found
+
+    monkeypatch.setattr(Run, "read_json", read_late)
+    assert changes.expected(run).train.epochs == 7

@@ -133,6 +133,14 @@ def test_tools_are_in_the_prompt_and_not_learned(llama: Path) -> None:
         assert (learned(tokens, row) == "sat</s>") == (train_on == "answers")
 
 
+def test_the_plain_template_writes_tools(llama: Path) -> None:
+    tokens = tokens_of(llama).with_template("plain")
+    tools = json.dumps([{"name": "compass"}])
+    said = tokens.render(TALK[1:2], answer_next=True, tools=tools)
+    assert f"### Tools:\n{tools}\n\n### User:\n" in said
+    assert "Tools" not in tokens.render(TALK[1:2], answer_next=True)
+
+
 def test_the_generation_settings_name_ends_too(llama: Path) -> None:
     from transformers import GenerationConfig
 

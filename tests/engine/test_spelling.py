@@ -34,9 +34,12 @@ def train(cut: str | None, **more: object) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.mark.parametrize("composes", [False, True], ids=["", "composes"])  # as the tokenizers of Qwen do
 @pytest.mark.parametrize("cut", _CUTS, ids=["gpt2", "llama3", "qwen"])
-def test_known_words_are_spelled_as_the_tokenizer_spells_the_text(cut: str | None) -> None:
+def test_known_words_are_spelled_as_the_tokenizer_spells_the_text(cut: str | None, composes: bool) -> None:
     tokenizer, draw = train(cut), random.Random(2)
+    if composes:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     speller = Speller(tokenizer)
     for _ in range(4000):
         text = draw.choice(MARKS).join(draw_text(draw, 20) for _ in range(draw.randint(1, 4)))

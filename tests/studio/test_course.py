@@ -85,6 +85,23 @@ def test_what_can_be_changed_is_what_the_worker_takes(panel: Panel) -> None:
     assert panel.head in later and not set(later) & set(panel.course.outputs)
 
 
+def test_the_first_step_leaves_what_is_typed_alone(panel: Panel) -> None:
+    run = _run(None, 0)
+    opened = _opened(panel, run)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "steps": 30, "epoch": 0.1, "loss": 1.0, "learning_rate": 5e-4}) + "\n")
+    later = panel.refresh(run.id, opened[panel.seen], opened[panel.course.offer])
+    assert set(later) & set(panel.course.outputs) == {panel.course.offer}
+    assert later[panel.course.offer]["per_epoch"] == PER_EPOCH
+
+
+def test_what_kept_no_checkpoint_is_said_to_begin_anew(panel: Panel) -> None:
+    run = _run("completed", 30)
+    assert "step 30" in _opened(panel, run)[panel.course.about]
+    shutil.rmtree(run.folder / "checkpoints")
+    assert "from the start" in _opened(panel, run)[panel.course.about]
+
+
 def test_a_change_is_said_before_the_press_and_asked_for_once(panel: Panel) -> None:
     run = _run(None, 12)
     course, opened = panel.course, _opened(panel, run)
