@@ -382,8 +382,9 @@ def test_a_wish_is_expected_while_the_worker_takes_it(run: Run, monkeypatch: pyt
 
     def read_late(self: Run, name: str) -> dict[str, object] | None:
         found = read(self, name)
-        if (run.folder / "control" / "change").exists():
-            changes.take(run, 1)  # between this read and the next
+        monkeypatch.setattr(Run, "read_json", read)
+        changes.take(run, 1)  # between this read and the next
+        monkeypatch.setattr(Run, "read_json", read_late)
         return found
 
     monkeypatch.setattr(Run, "read_json", read_late)
