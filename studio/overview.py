@@ -90,7 +90,8 @@ class Overview:
         """Every run, newest first. `now` looks again however short ago the last look was."""
         with self._lock:
             if self._home != runs.home():
-                self._home, self._known, self._settled, self._looked = runs.home(), {}, {}, 0.0
+                self._home, self._known, self._settled = runs.home(), {}, {}
+                self._looked = self._saved = 0.0
                 self._load()
             if now or time.monotonic() - self._looked > _FRESH:
                 self._spent = 0.0
@@ -120,16 +121,16 @@ class Overview:
             return Summary(run.id, run.id, broken=True)
 
     def _find(self, run: Run) -> Summary:
-        stamp = _stamp(run)
         known = self._known.get(run.id)
+        if known is None and self._spent > _PATIENCE and (state := run.state()) in _ENDED:
+            return Summary(run.id, run.id, state, late=True)
+        stamp = _stamp(run)
         if known is not None and known[0] == stamp and known[1].state in _ENDED:
             return known[1]
         state = run.state()
         # What is at work is asked for its state at every look: its process may have died, or make no steps.
         if known is not None and known[0] == stamp and known[1].state == state:
             return known[1]
-        if known is None and state in _ENDED and self._spent > _PATIENCE:
-            return Summary(run.id, run.id, state, late=True)
         if self._is_long(run):
             return _read(run, state, _read_end(run))
         began = time.monotonic()
@@ -158,7 +159,12 @@ class Overview:
 
     def _save(self) -> None:
         """Keep the summaries of what has ended, so that the next studio need not read every run to the end."""
-        if not self._unsaved or time.monotonic() - self._saved < _SAVE_EVERY or self._home is None:
+        if (
+            any(one.late for one in self._listed)
+            or not self._unsaved
+            or time.monotonic() - self._saved < _SAVE_EVERY
+            or self._home is None
+        ):
             return
         kept = {run_id: [stamp, asdict(one)] for run_id, (stamp, one) in self._known.items() if one.state in _ENDED}
         with contextlib.suppress(OSError):
