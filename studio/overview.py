@@ -20,10 +20,6 @@ from studio.metrics import Reader, has_read, read_metrics
 _STAMPED = (
     "config.yaml", "metrics.jsonl", "result.json", "worker.json", NOTES, "control/stop", "control/resume", "adapter/adapter_config.json",
 )  # fmt: skip
-_TOUCHED = ("", "/control", "/metrics.jsonl")
-"""What is younger after any change to a run that has ended: files are renamed into its folder, wishes lie in control/."""
-_SETTLES_NS = 2 * 10**9
-"""A time that is older than this cannot be that of two changes, however coarse the clock of the files."""
 _PATIENCE = 0.25
 """Seconds that a look takes to read what no studio has read yet; the rest is read by the next looks."""
 _FRESH = 0.9
@@ -78,7 +74,7 @@ class Overview:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Summary]] = {}
-        self._settled: dict[str, tuple[list[int], Summary]] = {}
+        self._settled: dict[str, tuple[tuple[int, ...], Summary]] = {}
         self._listed: list[Summary] = []
         self._home: Path | None = None
         self._looked = self._saved = self._spent = 0.0
@@ -109,11 +105,11 @@ class Overview:
 
     def _summarise(self, run: Run) -> Summary:
         try:
-            touched = _touched(run)
+            touched = run.touched()
             if (settled := self._settled.get(run.id)) is not None and settled[0] == touched:
                 return settled[1]
             found = self._find(run)
-            if found.state in _ENDED and run.id in self._known and time.time_ns() - max(touched) > _SETTLES_NS:
+            if found.state in _ENDED and run.id in self._known and runs.is_long_ago(touched):
                 self._settled[run.id] = touched, found
             return found
         except Exception:
@@ -188,17 +184,6 @@ overview = Overview()
 
 def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
-
-
-def _touched(run: Run) -> list[int]:
-    """When a run was changed last, by as few looks at the disk as tell it: there are five hundred runs, and a look each second."""
-    folder, times = os.fspath(run.folder), []
-    for name in _TOUCHED:
-        try:
-            times.append(os.stat(folder + name).st_mtime_ns)
-        except OSError:
-            times.append(0)
-    return times
 
 
 def _stamp(run: Run) -> str:
