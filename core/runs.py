@@ -278,6 +278,19 @@ class Run:
         begun = any((self.folder / name).exists() for name in ("worker.json", "result.json"))
         return "interrupted" if begun else "queued"
 
+    def touched(self) -> tuple[int, ...]:
+        """Times (ns) of which one is another after any change to a run that has ended: there may be hundreds, looked at each second.
+
+        Files are renamed into its folder, wishes lie in control/, numbers are appended.
+        """
+        folder, times = os.fspath(self.folder), []
+        for name in ("", "/control", "/metrics.jsonl"):
+            try:
+                times.append(os.stat(folder + name).st_mtime_ns)
+            except OSError:
+                times.append(0)
+        return tuple(times)
+
     @property
     def resumable(self) -> bool:
         """Whether going on makes sense: it ended before its end, and is a training."""
@@ -379,6 +392,11 @@ class Run:
             self.folder / "result.json",
             json.dumps({"outcome": outcome, "message": message, **facts}, indent=2, ensure_ascii=False),
         )
+
+
+def is_long_ago(touched: tuple[int, ...]) -> bool:
+    """Whether two changes cannot have had one of these times, however coarse the clock of the disk."""
+    return time.time_ns() - max(touched) > 2 * 10**9
 
 
 @lru_cache(maxsize=1024)

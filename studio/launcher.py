@@ -33,6 +33,7 @@ class Launcher:
         self._children: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self._working: set[str] | None = None
         self._resuming = threading.Lock()
+        self._over: dict[str, tuple[int, ...]] = {}
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,13 +98,18 @@ class Launcher:
     def step(self) -> None:
         """One look: bury, cancel, start."""
         self._bury()
-        everything = sorted(runs.all_runs(), key=lambda run: run.id)
+        touched = {run: run.touched() for run in sorted(runs.all_runs(), key=lambda run: run.id)}
+        # What is over is looked at again when it is touched: to ask for the state of hundreds takes a sixth of a core.
+        everything = [run for run, when in touched.items() if self._over.get(run.id) != when]
         waiting = queue.waiting(everything)
         # One that is starting keeps the wish: its worker takes it.
         for run in [run for run in waiting if run.asked("stop") and not self._is_starting(run)]:
             queue.remove(run)
             waiting.remove(run)
         self._tell_killed(everything)
+        for run in everything:
+            if run.state() in runs.ENDED and run.worker() is None and runs.is_long_ago(touched[run]):
+                self._over[run.id] = touched[run]
         starting = [run for run in waiting if self._is_starting(run)]
         busy = [*starting, *(run for run in everything if run not in starting and run.worker() is not None)]
         began = time.time()

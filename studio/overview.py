@@ -20,10 +20,6 @@ from studio.metrics import Reader, has_read, read_metrics
 _STAMPED = (
     "config.yaml", "metrics.jsonl", "result.json", "worker.json", NOTES, "control/stop", "control/resume", "adapter/adapter_config.json",
 )  # fmt: skip
-_TOUCHED = ("", "/control", "/metrics.jsonl")
-"""What is younger after any change to a run that has ended: files are renamed into its folder, wishes lie in control/."""
-_SETTLES_NS = 2 * 10**9
-"""A time that is older than this cannot be that of two changes, however coarse the clock of the files."""
 _PATIENCE = 0.25
 """Seconds that a look takes to read what no studio has read yet; the rest is read by the next looks."""
 _FRESH = 0.9
@@ -78,7 +74,7 @@ class Overview:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Summary]] = {}
-        self._settled: dict[str, tuple[list[int], Summary]] = {}
+        self._settled: dict[str, tuple[tuple[int, ...], Summary]] = {}
         self._listed: list[Summary] = []
         self._home: Path | None = None
         self._looked = self._saved = self._spent = 0.0
@@ -90,7 +86,8 @@ class Overview:
         """Every run, newest first. `now` looks again however short ago the last look was."""
         with self._lock:
             if self._home != runs.home():
-                self._home, self._known, self._settled, self._looked = runs.home(), {}, {}, 0.0
+                self._home, self._known, self._settled = runs.home(), {}, {}
+                self._looked = self._saved = 0.0
                 self._load()
             if now or time.monotonic() - self._looked > _FRESH:
                 self._spent = 0.0
@@ -108,11 +105,11 @@ class Overview:
 
     def _summarise(self, run: Run) -> Summary:
         try:
-            touched = _touched(run)
+            touched = run.touched()
             if (settled := self._settled.get(run.id)) is not None and settled[0] == touched:
                 return settled[1]
             found = self._find(run)
-            if found.state in _ENDED and run.id in self._known and time.time_ns() - max(touched) > _SETTLES_NS:
+            if found.state in _ENDED and run.id in self._known and runs.is_long_ago(touched):
                 self._settled[run.id] = touched, found
             return found
         except Exception:
@@ -120,16 +117,16 @@ class Overview:
             return Summary(run.id, run.id, broken=True)
 
     def _find(self, run: Run) -> Summary:
-        stamp = _stamp(run)
         known = self._known.get(run.id)
+        if known is None and self._spent > _PATIENCE and (state := run.state()) in _ENDED:
+            return Summary(run.id, run.id, state, late=True)
+        stamp = _stamp(run)
         if known is not None and known[0] == stamp and known[1].state in _ENDED:
             return known[1]
         state = run.state()
         # What is at work is asked for its state at every look: its process may have died, or make no steps.
         if known is not None and known[0] == stamp and known[1].state == state:
             return known[1]
-        if known is None and state in _ENDED and self._spent > _PATIENCE:
-            return Summary(run.id, run.id, state, late=True)
         if self._is_long(run):
             return _read(run, state, _read_end(run))
         began = time.monotonic()
@@ -158,7 +155,12 @@ class Overview:
 
     def _save(self) -> None:
         """Keep the summaries of what has ended, so that the next studio need not read every run to the end."""
-        if not self._unsaved or time.monotonic() - self._saved < _SAVE_EVERY or self._home is None:
+        if (
+            any(one.late for one in self._listed)
+            or not self._unsaved
+            or time.monotonic() - self._saved < _SAVE_EVERY
+            or self._home is None
+        ):
             return
         kept = {run_id: [stamp, asdict(one)] for run_id, (stamp, one) in self._known.items() if one.state in _ENDED}
         with contextlib.suppress(OSError):
@@ -182,17 +184,6 @@ overview = Overview()
 
 def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
-
-
-def _touched(run: Run) -> list[int]:
-    """When a run was changed last, by as few looks at the disk as tell it: there are five hundred runs, and a look each second."""
-    folder, times = os.fspath(run.folder), []
-    for name in _TOUCHED:
-        try:
-            times.append(os.stat(folder + name).st_mtime_ns)
-        except OSError:
-            times.append(0)
-    return times
 
 
 def _stamp(run: Run) -> str:

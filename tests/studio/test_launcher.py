@@ -79,6 +79,27 @@ def _until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def test_what_is_over_is_asked_for_its_state_when_it_is_touched_alone(
+    workers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked, looking = _new("a"), list[str](), Launcher()
+    run.finish("stopped", step=1)
+    real = Run.state
+    monkeypatch.setattr(Run, "state", lambda run: (asked.append(run.id), real(run))[1])
+    looking.step()
+    asked.clear()
+    looking.step()
+    assert asked, "what was touched a moment ago may be touched again at the same time"
+    os.utime(run.folder, (1000, 1000))
+    looking.step()
+    asked.clear()
+    looking.step()
+    assert asked == [] and workers == []
+    run.ask("resume")
+    looking.step()
+    assert len(workers) == 1
+
+
 def test_one_at_a_time_in_the_order_of_their_start(workers: list[subprocess.Popen[bytes]]) -> None:
     first, second = _new("a"), _new("b")
     looking = Launcher()

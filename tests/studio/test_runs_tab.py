@@ -389,6 +389,7 @@ def test_what_no_studio_has_read_comes_part_by_part_and_is_told_of_once(
     overview.read_all()
     assert [one.step for one in overview.look()] == [2, 2, 2, 2]
     assert len(notifier._refresh("")[notifier.bell]["ended"]) == 3
+    assert not any(one.late for one in Overview().look()), "the next studio knows them all"
 
 
 def test_a_run_that_ended_long_ago_is_looked_at_by_three_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
