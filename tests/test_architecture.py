@@ -27,7 +27,7 @@ ALLOWED = [
     ("core/formats", {"core.formats", "core.problem", "core.config"}),
     ("core/playground", {"core.playground", "torch*", "transformers*", "tokenizers*", "safetensors*", "numpy*"}),
     ("core/__main__.py", {"core"}),
-    ("core/notice.py", {"core", "httpx"}),
+    ("core/notice.py", {"core", "httpcore", "httpx"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
     ("core/sources.py", {"core", "datasets"}),
     ("core/judgement.py", {"core", "numpy", "regex"}),
