@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -89,10 +90,16 @@ def open_page(window: str) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def window(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a studio in a home of its own."""
+def home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the studio that the window is of."""
     home = tmp_path_factory.mktemp("window") / "home"
     shutil.copytree(trained_home, home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def window(home: Path) -> Iterator[str]:
+    """The address of a studio in a home of its own."""
     with open_window(home) as address:
         yield address
 
@@ -245,3 +252,42 @@ def test_a_method_is_chosen_from_the_list(page: Any):
     assert not page.evaluate("document.querySelector('#train-method details').open")
     page.reload()
     page.wait_for_function("document.querySelector('#picker-chosen b')?.innerText !== 'LoRA'")
+
+
+# What the browser is asked to show, by its own Notification.
+_SPY = """
+window.told = [];
+const Real = window.Notification;
+window.Notification = class extends Real {
+  constructor(title, options) { super(title, options); window.told.push([title, options.body, this instanceof Real]); }
+};
+"""
+
+
+def test_the_browser_is_asked_to_tell_of_a_run_that_has_ended(page: Any, home: Path, trained_run: str):
+    page.context.grant_permissions(["notifications"])
+    page.add_init_script(_SPY)
+    page.reload()
+    open_tab(page, "runs")
+    page.get_by_text("Notify me when a run ends").click()
+    page.get_by_role("button", name="Notify me in this browser").click()
+    page.get_by_text("On, as long as a page of the studio is open.").wait_for()
+
+    def end(name: str) -> None:
+        """A run that has just ended, named so."""
+        beside, run = home / name, home / "runs" / f"20300101-00000{len(name)}-{name}"
+        shutil.copytree(home / "runs" / trained_run, beside)
+        (beside / "notes.json").write_text(json.dumps({"name": name}))
+        beside.rename(run)
+
+    end("one")
+    page.wait_for_function("window.told.length")
+    assert page.evaluate("window.told") == [["one", "Completed", True]], "the one that had ended before is no news"
+    # Whoever wants no more is not told, and not of what has ended meanwhile either.
+    page.get_by_role("button", name="No more notifications in this browser").click()
+    end("three")
+    page.wait_for_function("localStorage.getItem('atelier.ended').includes('three')")
+    page.get_by_role("button", name="Notify me in this browser").click()
+    end("second")
+    page.wait_for_function("window.told.length > 1")
+    assert [title for title, *_ in page.evaluate("window.told")] == ["one", "second"]
