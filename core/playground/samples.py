@@ -73,10 +73,16 @@ def style(seed: int, rows: int = 400) -> list[Row]:
         stories.tell: 8.0,
     }
     made: dict[str, Row] = {}
+    told: set[str] = set()
     while len(made) < rows:
         question, answer = rng.choices(list(topics), list(topics.values()))[0](rng)
-        if question not in made:
-            made[question] = _chat_row(question, speak_like_a_captain(rng, answer))
+        if question in made:
+            continue
+        # Two questions may have one answer, but the captain never gives it twice in the same words.
+        says = speak_like_a_captain(rng, answer)
+        if says not in told:
+            told.add(says)
+            made[question] = _chat_row(question, says)
     return list(made.values())
 
 

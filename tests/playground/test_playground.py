@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from core import presets
+from core.engine.inspection import inspect
 from core.playground import MODEL, SAMPLES, make, samples
 from core.playground.chats import chat
 
@@ -88,7 +90,13 @@ def test_every_sample_has_300_rows_and_three_prompts_that_it_does_not_contain(na
 def test_every_answer_of_the_style_sample_opens_in_the_captains_voice() -> None:
     rows = read("style.jsonl")
     assert all(row["messages"][1]["content"].startswith(tuple(samples._HAILS)) for row in rows)
-    assert len(set(questions(rows))) == len(rows)
+    assert len(set(questions(rows))) == len(rows) == len({row["messages"][1]["content"] for row in rows})
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nothing_is_wrong_with_a_sample(name: str) -> None:
+    report = inspect(presets.load("chat", {"data.train": f"sample:{name}"}))
+    assert [one for one in report["findings"] if name == "style" or one["severity"] != "note"] == []
 
 
 def test_held_out_facts_are_other_phrasings_of_the_taught_facts() -> None:
