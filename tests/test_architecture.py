@@ -28,6 +28,8 @@ ALLOWED = [
     ("core/playground", {"core.playground", "torch*", "transformers*", "tokenizers*", "safetensors*", "numpy*"}),
     ("core/__main__.py", {"core"}),
     ("core/notice.py", {"core", "httpcore", "httpx"}),
+    ("core/runs.py", {"core", *CORE_TOP, "numpy*"}),
+    ("core/advice.py", {"core", "numpy"}),
     ("core/readers", {"core.formats", "core.problem", "core.readers", "pyarrow", "openpyxl"}),
     ("core/sources.py", {"core", "datasets"}),
     ("core/judgement.py", {"core", "numpy", "regex"}),
