@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -133,12 +134,16 @@ def test_stop_and_resume_from_outside(
     environment = os.environ | {"ATELIER_HOME": str(place)}
     arguments = ("train", "chat", *QUICK, "--set", "train.max_steps=null", "--set", "train.epochs=200", "--set", "name=long one",
                  "--set", f"model.name={family('llama')}", "--set", f"data.train={rows_file}")  # fmt: skip
+
+    def newest() -> dict[str, Any]:
+        return json.loads(run_core(place, "runs", "--json").stdout)[0]
+
     child = subprocess.Popen(
         [sys.executable, "-m", "core", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     try:
         run_id = child.stdout.readline().split()[1]
-        wait_for(lambda: (json.loads(core("runs", "--json").stdout)[0].get("step") or 0) >= 3)
+        wait_for(lambda: (newest().get("step") or 0) >= 3)
         listed = json.loads(core("runs", "--json").stdout)[0]
         assert (listed["id"], listed["state"], listed["name"]) == (run_id, "running", "long one")
         twice = core("resume", run_id, check=False)
@@ -148,19 +153,19 @@ def test_stop_and_resume_from_outside(
     finally:
         child.kill()
         child.stdout.close()
-    stopped = json.loads(core("runs", "--json").stdout)[0]
+    stopped = newest()
     assert (stopped["state"], stopped["adapter"], stopped["resumable"]) == ("stopped", True, True)
 
     child = subprocess.Popen(
         [sys.executable, "-m", "core", "resume", run_id], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
     )
-    wait_for(lambda: json.loads(core("runs", "--json").stdout)[0]["step"] > stopped["step"])
+    wait_for(lambda: newest()["step"] > stopped["step"])
     if os.name == "posix":  # Ctrl+C is a stop that keeps what was learned
         child.send_signal(signal.SIGINT)
     else:
         core("stop", run_id)
     child.wait(timeout=60)
-    assert json.loads(core("runs", "--json").stdout)[0]["state"] == "stopped"
+    assert newest()["state"] == "stopped"
 
 
 def wait_for(ready: Callable[[], bool], seconds: float = 90) -> None:

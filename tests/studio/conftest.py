@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,16 +31,30 @@ def _train(home: Path, task: str, settings: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _share(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A copy of what is made once for all processes that test side by side."""
+    whole = factory.getbasetemp()
+    made = (whole.parent if "PYTEST_XDIST_WORKER" in os.environ else whole) / f"{name}-once"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            make(made.with_suffix(".part"))
+            made.with_suffix(".part").rename(made)
+    return Path(shutil.copytree(made, factory.mktemp(name) / "home"))
+
+
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A studio's home with one short LoRA run on the playground; it is shared, so leave the run as it is."""
-    home = tmp_path_factory.mktemp("trained")
+    return _share(tmp_path_factory, "trained", _train_voice)
+
+
+def _train_voice(home: Path) -> None:
     settings = {
         "name": "first <b>try</b>",
         "train.max_steps": 10,
         "train.scheduler": "constant",
         "train.warmup": 0,
-        "train.learning_rate": 0.02,
+        "train.learning_rate": 0.005,
         "train.eval_every": 0,
         "train.save_every": 0,
         "data.eval_fraction": 0.01,
@@ -46,7 +62,6 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "samples.prompts": '["Who are you?", "What is the moon?"]',
     }
     _train(home, "chat", settings)
-    return home
 
 
 PLACES = {"the <b>moon</b>": "high above the sea", "a lamp": "on the old table", "the cat": "under a green chair"}
@@ -56,7 +71,11 @@ PLACES = {"the <b>moon</b>": "high above the sea", "a lamp": "on the old table",
 @pytest.fixture(scope="session")
 def solved_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A studio's home with a classifier and a run for questions about a text, both on the playground; leave them as they are."""
-    home = tmp_path_factory.mktemp("solved")
+    return _share(tmp_path_factory, "solved", _train_solvers)
+
+
+def _train_solvers(home: Path) -> None:
+    home.mkdir()
     texts = [{"text": f"{thing} is {place}.", "label": thing} for thing, place in PLACES.items()] * 8
     asked = [
         {"context": f"Look: {thing} is {place}.", "question": f"Where is {thing}?", "answers": [place]}
@@ -70,7 +89,6 @@ def solved_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train.scheduler": "constant", "train.warmup": 0, "train.eval_every": 0, "train.save_every": 0,
         }  # fmt: skip
         _train(home, task, settings)
-    return home
 
 
 @pytest.fixture(scope="session")
