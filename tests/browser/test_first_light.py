@@ -366,6 +366,9 @@ def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, s
     detail = page.locator("#runs-detail")
     expect(detail.locator(".run-head")).to_be_visible(timeout=WAIT)
     detail.get_by_role("button", name="Name, note and tags").click()
+    expect(detail.get_by_label("Name", exact=False).first).to_have_value(
+        "made", timeout=WAIT
+    )  # filled with what is known
     page.get_by_label("Tags").fill("first, kept")
     page.locator("#runs-keep").click()
     expect(page.locator(".runs-table .tag")).to_have_count(2, timeout=WAIT)

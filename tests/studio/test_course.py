@@ -277,8 +277,8 @@ def test_the_worker_does_what_was_said(draw: Any, home: Path, trained_home: Path
     steps = run.metrics().steps
     told = [event for event in run.metrics().events if event["event"] in ("changed", "course")]
     (at,) = {event["step"] for event in told if event.get("key") == "train.learning_rate"}
-    assert [line["learning_rate"] for line in steps] == [0.02] * at + [1e-3] * (end - at) and 12 < at < end
+    assert [line["learning_rate"] for line in steps] == [0.005] * at + [1e-3] * (end - at) and 12 < at < end
     assert [event["steps"] for event in told if event["event"] == "course"] == [5010, end]
     shown = _opened(panel, run)
-    assert "Learning rate is 0.001 from here on; it was 0.02." in shown[panel.events]
+    assert "Learning rate is 0.001 from here on; it was 0.005." in shown[panel.events]
     assert f"Done after {end} steps" in shown[panel.head]
