@@ -73,7 +73,7 @@ def _name_devices(kind: str) -> dict[str, Any]:
     """Which devices a process could be given: `names`, and the environment `variable` that takes them; none where there
     is nothing to choose from."""
     known = {"cuda": ["CUDA_VISIBLE_DEVICES"], "npu": ["ASCEND_RT_VISIBLE_DEVICES"], "xpu": ["ZE_AFFINITY_MASK"]}
-    variables = [*(["HIP_VISIBLE_DEVICES"] if torch.version.hip else []), *known.get(kind, [])]
+    variables = [*(["HIP_VISIBLE_DEVICES"] if kind == "cuda" and torch.version.hip else []), *known.get(kind, [])]
     if not variables:
         return {"variable": "", "names": []}
     count = getattr(torch, kind).device_count()

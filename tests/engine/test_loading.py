@@ -12,7 +12,7 @@ import torch
 from core import methods, objectives
 from core.config import ModelSettings
 from core.engine.adapt import Adapted
-from core.engine.model import find_heads, load_model
+from core.engine.model import _name_devices, find_heads, load_model
 from core.loading import write_lines
 
 
@@ -49,3 +49,27 @@ def test_the_lines_load_what_they_say(family: Callable[[str], Path], tmp_path: P
     place: dict[str, torch.nn.Module] = {}
     exec(lines, place)
     assert torch.allclose(place["model"].eval()(input_ids=ids).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hip", "seen", "expected"),
+    [
+        (None, {}, ("CUDA_VISIBLE_DEVICES", ["0", "1"])),
+        (None, {"CUDA_VISIBLE_DEVICES": "2, 5"}, ("CUDA_VISIBLE_DEVICES", ["2", "5"])),
+        (None, {"CUDA_VISIBLE_DEVICES": "2,3,9"}, ("CUDA_VISIBLE_DEVICES", [])),
+        ("6.0", {}, ("HIP_VISIBLE_DEVICES", ["0", "1"])),
+        ("6.0", {"CUDA_VISIBLE_DEVICES": "2,3"}, ("CUDA_VISIBLE_DEVICES", ["2", "3"])),
+    ],
+)
+def test_only_devices_that_may_be_seen_are_named(
+    hip: str | None, seen: dict[str, str], expected: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seen.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told = _name_devices("cuda")
+    assert (told["variable"], told["names"]) == expected
+    assert _name_devices("cpu") == {"variable": "", "names": []}

@@ -59,13 +59,34 @@ def config_of(model: Path, path: Path, task: str = "chat", **data: Any) -> Confi
     )  # fmt: skip
 
 
-def write_talks(path: Path, count: int) -> Path:
+def write_talks(path: Path, count: int, mark: str = " é") -> Path:
+    """Conversations that the tokenizer is asked for, in threads; without the mark they are spelled from memory."""
     turns = [
-        {"messages": [{"role": "user", "content": f"what is {n}"}, {"role": "assistant", "content": "cat sat " * (n % 40)}]}
+        {"messages": [{"role": "user", "content": f"what is {n}{mark}"}, {"role": "assistant", "content": "cat sat " * (n % 40)}]}
         for n in range(count)
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, turns)), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize(("mark", "some", "threads"), [(" é", 40, True), ("", 40, False), ("", 3, True)])
+def test_threads_are_used_where_most_rows_need_the_tokenizer(
+    mark: str, some: int, threads: bool, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_talks(tmp_path / "a.jsonl", some, mark)
+    others = write_talks(tmp_path / "b.jsonl", 99)
+    path.write_text("\n".join([path.read_text(), *(others.read_text().splitlines() if some == 3 else ())]))
+    material = Material.read(config := config_of(family("llama"), path))
+    tokens, _ = load_tokens(config, family("llama"), material.objective)
+    seen, real = [], engine_rows._map_ahead
+
+    def look(work: Any, indices: Any, *, alone: bool) -> Any:
+        seen.append(not alone)
+        return real(work, indices, alone=alone)
+
+    monkeypatch.setattr(engine_rows, "_map_ahead", look)
+    assert list(spell_each(material.data, range(len(material.data.examples)), material.objective, tokens, config.data))
+    assert seen == [threads]
 
 
 @pytest.mark.parametrize("too_long", ["cut", "drop"])
@@ -101,7 +122,7 @@ def test_who_stops_looking_is_not_kept_waiting(family: Callable[[str], Path], tm
 
 
 def test_a_row_that_a_thread_refuses_is_named(family: Callable[[str], Path], tmp_path: Path) -> None:
-    rows = ['{"prompt": "what is it", "completion": "the cat"}'] * 200
+    rows = ['{"prompt": "what is it é", "completion": "the cat"}'] * 200
     rows[150] = '{"text": "x", "prompt": "<|im_end|>", "completion": "' + "cat " * 3 + '"}'
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     config = config_of(family("llama"), tmp_path / "a.jsonl")
