@@ -391,7 +391,8 @@ const trace = (one, dark, colours) => one.type === 'heatmap' ? {...one, colorsca
   ? {...one, line: {...one.line, color: one.atelier_dark}, marker: {...one.marker, color: one.atelier_dark}} : one;
 const draw = () => {
   const figures = JSON.parse(props.value || '{}').figures || [];
-  if (!window.Plotly) { setTimeout(draw, 150); return; }
+  if (!figures.length && !host.children.length) return;
+  if (!window.Plotly) { window.atelierPlotly?.(); setTimeout(draw, 150); return; }
   while (host.children.length > figures.length) { Plotly.purge(host.lastChild); host.lastChild.remove(); }
   while (host.children.length < figures.length) host.appendChild(document.createElement('div'));
   const colours = theme(), dark = document.body.classList.contains('dark');

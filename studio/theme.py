@@ -11,9 +11,14 @@ from studio.gate import plotly_url
 STYLE = Path(__file__).parent / "style.css"
 
 # Gradio puts this into the page while it draws it, so it acts at once: the page's language, and the colours that were chosen.
-HEAD = f"""<script src="{plotly_url()}" defer></script>
+# The library that draws charts is large: it is brought along, and read when the first chart is drawn.
+HEAD = f"""<link rel="prefetch" href="{plotly_url()}" as="script">
 <meta name="color-scheme" content="light dark">
 <script>
+window.atelierPlotly = () => {{
+  window.atelierPlotly = null;
+  document.head.append(Object.assign(document.createElement('script'), {{src: '{plotly_url()}'}}));
+}};
 (() => {{
   document.documentElement.lang = location.pathname.split('/')[1];
   const wanted = localStorage.getItem('atelier.theme');

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -26,7 +26,11 @@ ORDER = 20
 NAME = "train.title"
 
 _QUICK = {"queue": False, "show_progress": "hidden"}
-_RESET = "element.addEventListener('click', (e) => { if (e.target.closest('[data-reset]')) trigger('click'); });"
+# One ear for all ways back: with one for each knob, a page takes noticeably longer to open.
+_RESET = """document.addEventListener('click', (event) => {
+  const back = event.target.closest('[data-reset]');
+  if (back) trigger('click', {knob: back.dataset.reset});
+});"""
 # The text goes from the page into a file without lying on the server's disk in between.
 _SAVE = """(text, name) => {
   if (!text) return;
@@ -82,7 +86,10 @@ class _Train:
         self.watched = gr.BrowserState(None, storage_key="atelier.watched", secret="atelier")
         self.boxes: dict[str, Any] = {}
         self.notes: dict[str, gr.HTML] = {}
+        #: What a page shows when it opens: it is not told again.
+        self.drawn: Updates = {}
         self.form = Form.fresh()
+        self.ear = gr.HTML(js_on_load=_RESET, visible="hidden")
         with gr.Column(elem_classes=["setup"]) as self.setup:
             self._draw_welcome()
             with gr.Row(elem_classes=["split"], equal_height=False):
@@ -154,6 +161,7 @@ class _Train:
             own = [knob for knob in knobs().values() if knob.method == name]
             with gr.Column(visible=name == self.form.method) as self.method_groups[name]:
                 self._draw_grid(own)
+            self.drawn[self.method_groups[name]] = gr.update(visible=name == self.form.method)
 
     def _draw_grid(self, wanted: Iterable[Knob]) -> None:
         with gr.Row(elem_classes=["grid"]):
@@ -163,11 +171,14 @@ class _Train:
                     self._draw_knob(knob)
 
     def _draw_knob(self, knob: Knob, choices: list[tuple[str, str]] | None = None) -> None:
-        with gr.Column(elem_classes=["knob", knob.kind.replace(" ", "-")], min_width=240):
-            self.boxes[knob.id] = draw_component(self.words, knob, self.form.shown[knob.id], choices)
-            self.notes[knob.id] = gr.HTML(
-                _mark(self.words, self.form, knob, []), js_on_load=_RESET, elem_classes=["knob-note"]
-            )
+        with gr.Column(elem_classes=["knob", knob.kind.replace(" ", "-")], min_width=240) as column:
+            # Gradio's box around the field would stand in every page a hundred times.
+            column.allow_expected_parents = False
+            shown, mark = self.form.shown[knob.id], _mark(self.words, self.form, knob, [])
+            self.boxes[knob.id] = draw_component(self.words, knob, shown, choices)
+            self.notes[knob.id] = gr.HTML(mark, elem_classes=["knob-note"])
+            # A number without a value is drawn as 0 until it is told.
+            self.drawn |= {self.notes[knob.id]: mark} | ({} if shown is None else {self.boxes[knob.id]: shown})
 
     def _draw_card(self) -> None:
         words = self.words
@@ -212,14 +223,19 @@ class _Train:
         ]  # fmt: skip
 
     def _listen(self) -> None:
-        live = {**_QUICK, "trigger_mode": "always_last"}
-        for box in (self.size, self.method, *self.boxes.values()):
-            box.input(self._change, inputs=self._entries, outputs=self._shown, **live)
-            if isinstance(box, gr.Textbox):  # what is pasted or put in by the browser is no input to Gradio
-                box.blur(self._change, inputs=self._entries, outputs=self._shown, **live)
+        boxes = [self.size, self.method, *self.boxes.values()]
+        # What is pasted or put in by the browser is no input to Gradio.
+        left = [box.blur for box in boxes if isinstance(box, gr.Textbox)]
+        gr.on(
+            [*(box.input for box in boxes), *left],
+            self._change,
+            inputs=self._entries,
+            outputs=self._shown,
+            trigger_mode="always_last",
+            **_QUICK,
+        )
         self.clock.tick(self._look_again, inputs=self._entries, outputs=self._shown, **_QUICK)
-        for id, note in self.notes.items():
-            note.click(_bound(self._reset, id), inputs=self._entries, outputs=self._shown, **_QUICK)
+        self.ear.click(self._reset, inputs=self._entries, outputs=self._shown, **_QUICK)
         self.reset.click(self._reset_all, inputs=[self.memory], outputs=self._shown, **_QUICK)
         self.load.upload(self._load, inputs=[self.load], outputs=self._shown, **_QUICK)
         self.page.config.change(
@@ -275,8 +291,9 @@ class _Train:
         """The rows may have been read meanwhile."""
         return self._tell(self._gather(*entries)[1], patience=0)
 
-    def _reset(self, id: str, *entries: Any) -> Updates:
-        return self._fill(self._gather(*entries)[1].reset(id))
+    def _reset(self, event: gr.EventData, *entries: Any) -> Updates:
+        told = event._data.get("knob") if isinstance(event._data, dict) else None
+        return self._fill(self._gather(*entries)[1].reset(_one_of(told, knobs(), "")))
 
     def _reset_all(self, memory: Any) -> Updates:
         old = Form.from_memory(memory)
@@ -376,7 +393,9 @@ class _Train:
         if find(watched) is None and watched != "":
             watched = next((run.id for run in runs.all_runs() if run.state() in report.ACTIVE), "")
         form = Form.from_memory(memory)
-        updates = self._fill(form) | self._show(watched)
+        filled = self._fill(form)
+        updates = {part: value for part, value in filled.items() if part not in self.drawn or self.drawn[part] != value}
+        updates |= self._show(watched)
         updates[self.nonce] = nonce if is_nonce(nonce) else secrets.token_hex(8)
         return updates
 
@@ -427,10 +446,6 @@ class _Train:
         updates[self.trouble] = report.problems(self.words, said) if said else _pointer(self.words, placed)
         updates[self.size_note] = f"<p>{report.escape(self.words.text(presets.sizes()[form.size].about))}</p>"
         return updates
-
-
-def _bound(handler: Callable[..., Updates], first: Any) -> Callable[..., Updates]:
-    return lambda *rest: handler(first, *rest)
 
 
 def _one_of(value: Any, names: Iterable[str], otherwise: str) -> str:
@@ -516,7 +531,7 @@ def _mark(words: Language, form: Form, knob: Knob, wrong: list[Problem]) -> str:
             if preset is False
             else f"{preset}"
         )
-        button = f"<button type='button' data-reset>{report.escape(words.t('train.reset'))}</button>"
+        button = f"<button type='button' data-reset='{report.escape(knob.id)}'>{report.escape(words.t('train.reset'))}</button>"
         return (
             told
             + f"<p><span class='mark you'>{report.escape(words.t('train.from_you'))}</span> {report.escape(words.t('train.was', value=shown))} {button}</p>"

@@ -235,6 +235,14 @@ def test_a_text_is_labelled_and_an_answer_is_marked(solved_home: Path, solved: d
 
 def test_a_method_is_chosen_from_the_list(page: Any):
     open_tab(page, "train")
+    # A number is changed, and goes back by a press beside it.
+    epochs = page.get_by_label("Epochs")
+    before = epochs.input_value()
+    epochs.fill("3")
+    epochs.blur()
+    page.click("[data-reset='train.epochs']")
+    page.wait_for_selector("[data-reset='train.epochs']", state="detached")
+    assert epochs.input_value() == before != "3"
     page.click("#tab-train .group > button >> nth=0")
     page.click("#train-method summary")
     page.click("#train-method label:has(input[value=full])")
