@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ
+from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ, open_once
 
 from core import methods, objectives
 from core.config import ModelSettings
@@ -46,9 +46,13 @@ def task_of(name: str) -> objectives.Objective:
 
 def load(folder: Path, *, task: bool = False) -> Adapted:
     """The model of a folder; with `task`, as the task of its family needs it, its fresh head the same each time."""
+    return Adapted(open_once(_read, folder, task))
+
+
+def _read(folder: Path, task: bool) -> torch.nn.Module:
     objective = task_of(describe(folder).model_type) if task else None
     torch.manual_seed(0)
-    return Adapted(load_model(ModelSettings(name=str(folder)), torch.device("cpu"), torch.float32, objective)[0])
+    return load_model(ModelSettings(name=str(folder)), torch.device("cpu"), torch.float32, objective)[0]
 
 
 def answers(model: torch.nn.Module, virtual: list[int] | None = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ
+from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ, open_once
 from safetensors.torch import load_file
 from test_adapt import LAYERS, MERGING, METHODS, PROMPTS, fill, ids, load, logits, walk
 from torch.nn import functional as F
@@ -37,7 +37,11 @@ A = Weights("a")
 
 
 def load_in(folder: Path, dtype: torch.dtype) -> Adapted:
-    return Adapted(load_model(ModelSettings(name=str(folder)), torch.device("cpu"), dtype)[0])
+    return Adapted(open_once(_read_in, folder, dtype))
+
+
+def _read_in(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    return load_model(ModelSettings(name=str(folder)), torch.device("cpu"), dtype)[0]
 
 
 def saved(folder: Path, kind: str, out: Path, **knobs: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ground import ENCODERS, FAMILIES, SEQ2SEQ
+from ground import ENCODERS, FAMILIES, SEQ2SEQ, open_model
 from safetensors.torch import load_file, save_file
 from test_adapt import fill, ids, load, logits, train_a_step
 from transformers import (
@@ -35,10 +35,6 @@ from core.targets import match_targets, play
 peft = pytest.importorskip("peft")
 
 Family = Callable[[str], Path]
-
-
-def fresh(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
@@ -79,7 +75,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory, family: Family) -> Fami
 
 
 def open_classifier(folder: Path) -> PreTrainedModel:
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    return open_model(folder, AutoModelForSequenceClassification)
 
 
 def trained(model: PreTrainedModel, method: methods.Method, folder: Path, **more: Any) -> tuple[Adapted, torch.Tensor]:
@@ -157,11 +153,11 @@ PATTERNS: list[dict[str, Any]] = [
 def test_patterns_are_those_of_peft(family: Family, tmp_path: Path, patterns: dict[str, Any]) -> None:
     knobs = {key: value for key, value in patterns.items() if key != "scaling"}
     method = Lora(rank=4, alpha=8, **patterns)
-    adapted, expected = trained(fresh(family("llama")), method, tmp_path / "ours")
-    assert torch.allclose(in_peft(fresh(family("llama")), tmp_path / "ours"), expected, atol=1e-5)
-    assert torch.allclose(applied(fresh(family("llama")), tmp_path / "ours"), expected, atol=1e-5)
+    adapted, expected = trained(open_model(family("llama")), method, tmp_path / "ours")
+    assert torch.allclose(in_peft(open_model(family("llama")), tmp_path / "ours"), expected, atol=1e-5)
+    assert torch.allclose(applied(open_model(family("llama")), tmp_path / "ours"), expected, atol=1e-5)
     more = {"use_rslora": "scaling" in patterns, "target_modules": "all-linear"}
-    wrapped, _ = theirs(fresh(family("llama")), tmp_path / "theirs", r=4, lora_alpha=8, **knobs, **more)
+    wrapped, _ = theirs(open_model(family("llama")), tmp_path / "theirs", r=4, lora_alpha=8, **knobs, **more)
     assert shapes(adapted.state("a")) == shapes(peft.get_peft_model_state_dict(wrapped))
     scales = {name: layer.scaling["default"] for name, layer in wrapped.named_modules() if hasattr(layer, "lora_A")}
     for path, site in adapted.layers.items():
@@ -171,11 +167,17 @@ def test_patterns_are_those_of_peft(family: Family, tmp_path: Path, patterns: di
 @pytest.mark.parametrize("patterns", [PATTERNS[0], PATTERNS[1]])
 def test_patterns_of_peft_are_read(family: Family, tmp_path: Path, patterns: dict[str, Any]) -> None:
     theirs(
-        fresh(family("llama")), tmp_path, r=4, lora_alpha=8, target_modules="all-linear", use_rslora=True, **patterns
+        open_model(family("llama")),
+        tmp_path,
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        use_rslora=True,
+        **patterns,
     )
     # PEFT itself reads its patterns in the order of the alphabet, whatever they were trained in.
-    expected = in_peft(fresh(family("llama")), tmp_path)
-    assert torch.allclose(applied(fresh(family("llama")), tmp_path), expected, atol=1e-5)
+    expected = in_peft(open_model(family("llama")), tmp_path)
+    assert torch.allclose(applied(open_model(family("llama")), tmp_path), expected, atol=1e-5)
 
 
 def test_a_pattern_that_matches_nothing_is_told_beside_its_field(family: Family) -> None:
@@ -234,15 +236,15 @@ def test_what_cannot_be_is_told_beside_its_field(family: Family, knobs: dict[str
 
 def test_blocks_are_those_of_peft(family: Family, tmp_path: Path) -> None:
     wrapped, expected = theirs(
-        fresh(family("llama")), tmp_path, r=4, target_modules=["q_proj", "up_proj"], layers_to_transform=[0, 2]
+        open_model(family("llama")), tmp_path, r=4, target_modules=["q_proj", "up_proj"], layers_to_transform=[0, 2]
     )
     adapted = load(family("llama"))
     adapted.add("a", Lora(rank=4, targets=["q_proj", "up_proj"], blocks="0, 2"))
     assert shapes(adapted.state("a")) == shapes(peft.get_peft_model_state_dict(wrapped))
-    assert torch.allclose(applied(fresh(family("llama")), tmp_path), expected, atol=1e-5)
+    assert torch.allclose(applied(open_model(family("llama")), tmp_path), expected, atol=1e-5)
     # Some blocks only: the saved names must not mean the others.
-    _, ours = trained(fresh(family("llama")), Lora(rank=4, targets=["q_proj"], blocks="1-2"), tmp_path / "ours")
-    assert torch.allclose(in_peft(fresh(family("llama")), tmp_path / "ours"), ours, atol=1e-5)
+    _, ours = trained(open_model(family("llama")), Lora(rank=4, targets=["q_proj"], blocks="1-2"), tmp_path / "ours")
+    assert torch.allclose(in_peft(open_model(family("llama")), tmp_path / "ours"), ours, atol=1e-5)
 
 
 def test_the_number_of_an_expert_is_no_block() -> None:
@@ -269,7 +271,7 @@ def test_chosen_layers_are_those_of_peft(
     family: Family, targets: str | list[str], exclude: str | list[str] | None
 ) -> None:
     wrapped = peft.get_peft_model(
-        fresh(family("llama")), peft.LoraConfig(target_modules=targets, exclude_modules=exclude)
+        open_model(family("llama")), peft.LoraConfig(target_modules=targets, exclude_modules=exclude)
     )
     adapted = load(family("llama"))
     adapted.add("a", Lora(rank=4, targets=targets, exclude=exclude), all_names=False)
@@ -281,10 +283,10 @@ def test_chosen_layers_are_those_of_peft(
 
 @pytest.mark.parametrize("name", [*FAMILIES, "bert", "roberta", "mistral", "gemma3_text"])
 def test_peft_default_is_what_peft_takes(family: Family, name: str) -> None:
-    model = open_classifier(family(name)) if name in ENCODERS else fresh(family(name))
+    model = open_classifier(family(name)) if name in ENCODERS else open_model(family(name))
     task = "SEQ_CLS" if name in ENCODERS else "CAUSAL_LM"
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type=task))
-    adapted = Adapted(open_classifier(family(name)) if name in ENCODERS else fresh(family(name)))
+    adapted = Adapted(open_classifier(family(name)) if name in ENCODERS else open_model(family(name)))
     adapted.add("a", Lora(rank=2, targets="peft-default"))
     meant = {
         path.removeprefix("base_model.model.") for path, layer in wrapped.named_modules() if hasattr(layer, "lora_A")
@@ -294,7 +296,7 @@ def test_peft_default_is_what_peft_takes(family: Family, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["phi3", "distilbert"])
 def test_a_family_without_a_default_is_told(family: Family, name: str) -> None:
-    model = open_classifier(family(name)) if name in ENCODERS else fresh(family(name))
+    model = open_classifier(family(name)) if name in ENCODERS else open_model(family(name))
     with pytest.raises(ValueError, match="target_modules"):
         peft.get_peft_model(model, peft.LoraConfig())
     with pytest.raises(Problem, match=name) as caught:
@@ -363,13 +365,18 @@ def ends(name: str, which: str) -> list[str]:
 def test_adapted_embeddings_and_heads_go_both_ways(family: Family, tmp_path: Path, name: str, which: str) -> None:
     targets, folder = ends(name, which), family(name)
     _wrapped, expected = theirs(
-        fresh(folder), tmp_path / "theirs", r=4, lora_alpha=6, target_modules=targets, fan_in_fan_out=name == "gpt2"
+        open_model(folder),
+        tmp_path / "theirs",
+        r=4,
+        lora_alpha=6,
+        target_modules=targets,
+        fan_in_fan_out=name == "gpt2",
     )
-    assert torch.allclose(applied(fresh(folder), tmp_path / "theirs"), expected, atol=1e-5)
-    _adapted, ours = trained(fresh(folder), Lora(rank=4, alpha=6, targets=targets), tmp_path / "ours")
+    assert torch.allclose(applied(open_model(folder), tmp_path / "theirs"), expected, atol=1e-5)
+    _adapted, ours = trained(open_model(folder), Lora(rank=4, alpha=6, targets=targets), tmp_path / "ours")
     assert saved_shapes(tmp_path / "ours") == saved_shapes(tmp_path / "theirs")
-    assert torch.allclose(in_peft(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
-    assert torch.allclose(applied(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(in_peft(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "which"), CHOICES)
@@ -398,12 +405,12 @@ def test_a_scaled_embedding_scales_what_is_learned(family: Family) -> None:
 
 
 def test_copies_of_another_base_are_refused(family: Family, tmp_path: Path) -> None:
-    trained(fresh(family("llama")), Lora(rank=4, targets=["embed_tokens"]), tmp_path)
+    trained(open_model(family("llama")), Lora(rank=4, targets=["embed_tokens"]), tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
     key = "base_model.model.model.embed_tokens.base_layer.weight"
     save_file({name: value for name, value in tensors.items() if name != key}, path)
-    applied(fresh(family("llama")), tmp_path)  # the copy need not be there
+    applied(open_model(family("llama")), tmp_path)  # the copy need not be there
     save_file(tensors | {key: tensors[key] + 1}, path)
     with pytest.raises(Problem, match="other embeddings"):
         load(family("llama")).load("a", tmp_path)
@@ -416,7 +423,7 @@ def test_a_tied_weight_is_learned_for_one_of_its_uses(family: Family, tmp_path: 
     assert load(folder).ties
     targets = ends(name, which)
     method = Lora(rank=4, alpha=16 if which == "embedding" else 256, targets=targets)
-    _, expected = trained(fresh(folder), method, tmp_path / "adapter")
+    _, expected = trained(open_model(folder), method, tmp_path / "adapter")
     near = 2e-5 * float(expected.abs().max())
     adapted = load(folder)
     adapted.load("a", tmp_path / "adapter")
@@ -424,7 +431,7 @@ def test_a_tied_weight_is_learned_for_one_of_its_uses(family: Family, tmp_path: 
     (changed,) = merged
     assert changed.split(".")[-2] in targets
     # The other use computes with what the base had.
-    before = fresh(folder).get_input_embeddings().weight
+    before = open_model(folder).get_input_embeddings().weight
     with adapted.using(Weights("a", merged=True)) as model:
         assert torch.allclose(logits(model), expected, atol=near)
         others = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -439,7 +446,7 @@ def test_a_tied_weight_is_learned_for_one_of_its_uses(family: Family, tmp_path: 
     assert torch.allclose(logits(again), expected, atol=near)
     assert not again.config.tie_word_embeddings  # whoever reads it ties nothing
     # PEFT merges into the one weight, and changes the other use with it.
-    wrapped = peft.PeftModel.from_pretrained(fresh(folder), tmp_path / "adapter").eval()
+    wrapped = peft.PeftModel.from_pretrained(open_model(folder), tmp_path / "adapter").eval()
     assert torch.allclose(logits(wrapped), expected, atol=near)
     assert (logits(wrapped.merge_and_unload()) - expected).abs().max() > 1
 
@@ -516,7 +523,7 @@ def test_adapters_of_the_two_uses_of_one_weight_do_not_mix(family: Family, tmp_p
     }
     expected = {}
     for name, method in makers.items():
-        _, expected[name] = trained(fresh(folder), method, tmp_path / name)
+        _, expected[name] = trained(open_model(folder), method, tmp_path / name)
     for order in (list(makers), list(makers)[::-1], ["tokens", "full", "embedding", "saved", "head"]):
         adapted = load(folder)
         base = logits(adapted.model)
@@ -539,19 +546,19 @@ def test_adapters_of_the_two_uses_of_one_weight_do_not_mix(family: Family, tmp_p
 def test_modules_trained_whole_go_both_ways(family: Family, tmp_path: Path, name: str, modules: list[str]) -> None:
     folder = family(name)
     _, expected = theirs(
-        fresh(folder),
+        open_model(folder),
         tmp_path / "theirs",
         r=4,
         target_modules=["q_proj", "up_proj", "lm_head"],
         modules_to_save=modules,
     )
-    assert torch.allclose(applied(fresh(folder), tmp_path / "theirs"), expected, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "theirs"), expected, atol=1e-5)
     adapted, ours = trained(
-        fresh(folder), Lora(rank=4, targets="all-linear", modules_to_save=modules), tmp_path / "ours"
+        open_model(folder), Lora(rank=4, targets="all-linear", modules_to_save=modules), tmp_path / "ours"
     )
     assert not any(".mlp." in path for path in adapted.layers) or modules != ["mlp"]
-    assert torch.allclose(in_peft(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
-    assert torch.allclose(applied(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(in_peft(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
     saved = saved_shapes(tmp_path / "ours")
     for key in modules:
         assert any(f".{key}." in path and "lora" not in path for path in saved)
@@ -570,7 +577,7 @@ def test_a_tied_head_trained_whole_leaves_the_embedding(family: Family) -> None:
 
 
 def test_what_is_named_must_be_in_the_file(family: Family, tmp_path: Path) -> None:
-    trained(fresh(family("llama")), Lora(rank=4, targets=["q_proj"], modules_to_save=["lm_head"]), tmp_path)
+    trained(open_model(family("llama")), Lora(rank=4, targets=["q_proj"], modules_to_save=["lm_head"]), tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(path).items() if "lm_head" not in key}, path)
     with pytest.raises(Problem, match=r"lm_head\.weight"):
@@ -654,10 +661,10 @@ def test_trained_tokens_are_those_of_peft(family: Family, tmp_path: Path, name: 
     fill(adapted, "a")
     expected = token_logits(adapted.model)
     adapted.save("a", tmp_path / "ours", base="b", about={})
-    wrapped = peft.PeftModel.from_pretrained(fresh(folder), tmp_path / "ours").eval()
+    wrapped = peft.PeftModel.from_pretrained(open_model(folder), tmp_path / "ours").eval()
     assert torch.allclose(token_logits(wrapped), expected, atol=1e-5)
     wrapped, _ = theirs(
-        fresh(folder), tmp_path / "theirs", r=4, target_modules=targets, trainable_token_indices=TOKENS,
+        open_model(folder), tmp_path / "theirs", r=4, target_modules=targets, trainable_token_indices=TOKENS,
         fan_in_fan_out=name == "gpt2",
     )  # fmt: skip
     assert saved_shapes(tmp_path / "ours") == saved_shapes(tmp_path / "theirs")
@@ -701,7 +708,7 @@ def test_trained_tokens_change_their_own_rows(family: Family, tmp_path: Path, na
     # A tied head follows: the logits of the tokens themselves change where none of them was asked.
     with torch.no_grad():
         plain = torch.full((1, 4), 100)
-        difference = (again(plain).logits - fresh(family(name))(plain).logits).abs().amax(dim=(0, 1))
+        difference = (again(plain).logits - open_model(family(name))(plain).logits).abs().amax(dim=(0, 1))
     assert (difference > 1e-3).nonzero().flatten().tolist() == (sorted(TOKENS) if tied else [])
 
 
@@ -730,14 +737,14 @@ def test_tokens_named_by_layer_are_read(family: Family, tmp_path: Path) -> None:
     ):
         folder = family("opt" if tied else "llama")
         wrapped, _ = theirs(
-            fresh(folder), tmp_path / str(number), r=4, target_modules=["q_proj"], trainable_token_indices=tokens
+            open_model(folder), tmp_path / str(number), r=4, target_modules=["q_proj"], trainable_token_indices=tokens
         )
         adapted = load(folder)
         adapted.load("a", tmp_path / str(number))
         with adapted.using(Weights("a")) as model:
             assert torch.allclose(token_logits(model), token_logits(wrapped), atol=1e-5)
     theirs(
-        fresh(family("llama")), tmp_path / "two", r=4, target_modules=["q_proj"],
+        open_model(family("llama")), tmp_path / "two", r=4, target_modules=["q_proj"],
         trainable_token_indices={"embed_tokens": [1], "lm_head": [2]},
     )  # fmt: skip
     with pytest.raises(Problem, match="trainable_token_indices"):
@@ -755,21 +762,21 @@ MOES = ["mixtral", "qwen3_moe", "gpt_oss"]
 def test_experts_go_both_ways(experts: Family, tmp_path: Path, name: str, stacks: list[str]) -> None:
     folder = experts(name)
     _wrapped, expected = theirs(
-        fresh(folder), tmp_path / "theirs", r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=stacks,
+        open_model(folder), tmp_path / "theirs", r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=stacks,
         rank_pattern={"experts.down_proj": 2} if "experts.down_proj" in stacks else {},
     )  # fmt: skip
-    assert torch.allclose(applied(fresh(folder), tmp_path / "theirs"), expected, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "theirs"), expected, atol=1e-5)
     knobs = {"rank_pattern": {"experts.down_proj": 2}} if "experts.down_proj" in stacks else {}
     method = Lora(rank=3, alpha=5, dropout=0.1, targets=["q_proj"], target_parameters=stacks[::-1], **knobs)
-    _adapted, ours = trained(fresh(folder), method, tmp_path / "ours")
+    _adapted, ours = trained(open_model(folder), method, tmp_path / "ours")
     assert saved_shapes(tmp_path / "ours") == saved_shapes(tmp_path / "theirs")
-    assert torch.allclose(in_peft(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
-    assert torch.allclose(applied(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(in_peft(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MOES)
 def test_fresh_experts_change_nothing_and_all_of_them_are_trained(experts: Family, name: str) -> None:
-    adapted = load(experts(name)) if name == "mixtral" else Adapted(fresh(experts(name)))
+    adapted = load(experts(name)) if name == "mixtral" else Adapted(open_model(experts(name)))
     base = logits(adapted.model)
     adapted.add("a", Lora(rank=2, targets=[], target_parameters=STACKS[0]))
     assert len(adapted.layers) == 2 * adapted.blocks
@@ -784,8 +791,8 @@ def test_fresh_experts_change_nothing_and_all_of_them_are_trained(experts: Famil
 @pytest.mark.parametrize("name", MOES)
 def test_merged_experts_are_saved_and_answer_alike(experts: Family, tmp_path: Path, name: str) -> None:
     folder = experts(name)
-    _, expected = trained(fresh(folder), Lora(rank=2, target_parameters=STACKS[0]), tmp_path / "adapter")
-    adapted = Adapted(fresh(folder))
+    _, expected = trained(open_model(folder), Lora(rank=2, target_parameters=STACKS[0]), tmp_path / "adapter")
+    adapted = Adapted(open_model(folder))
     adapted.load("a", tmp_path / "adapter")
     for strength in (0.0, 0.5, 2.0):
         with adapted.using(Weights("a", strength)) as model:
@@ -798,18 +805,18 @@ def test_merged_experts_are_saved_and_answer_alike(experts: Family, tmp_path: Pa
     for path, weight in merged.items():
         adapted.parameters[path].data = weight
     adapted.model.save_pretrained(tmp_path / "model")
-    assert torch.allclose(logits(fresh(tmp_path / "model")), expected, atol=2e-4)
+    assert torch.allclose(logits(open_model(tmp_path / "model")), expected, atol=2e-4)
 
 
 def test_adapters_of_different_experts_do_not_mix(experts: Family, tmp_path: Path) -> None:
     """PEFT's keys count only the stacks that an adapter has itself, whatever others stand on the same model."""
     folder = experts("mixtral")
     expected = [
-        trained(fresh(folder), Lora(rank=2, targets=[], target_parameters=stacks), tmp_path / str(number))[1]
+        trained(open_model(folder), Lora(rank=2, targets=[], target_parameters=stacks), tmp_path / str(number))[1]
         for number, stacks in enumerate(STACKS)
     ]
     for order in ([0, 1, 2], [2, 1, 0]):
-        adapted = Adapted(fresh(folder))
+        adapted = Adapted(open_model(folder))
         for number in order:
             adapted.load(str(number), tmp_path / str(number))
         for number in order:
@@ -819,7 +826,7 @@ def test_adapters_of_different_experts_do_not_mix(experts: Family, tmp_path: Pat
 
 
 def test_experts_are_no_plain_lora(experts: Family) -> None:
-    adapted = Adapted(fresh(experts("mixtral")))
+    adapted = Adapted(open_model(experts("mixtral")))
     adapted.add("a", Lora(rank=2, target_parameters=STACKS[0]))
     with pytest.raises(Problem, match=r"experts\.gate_up_proj"):
         adapted.low_rank("a")
@@ -854,8 +861,8 @@ def test_a_start_at_the_layer_itself_is_saved_as_plain_lora(
     expected = logits(adapted.model)
     assert not torch.allclose(expected, base, atol=1e-2)
     adapted.save("a", tmp_path, base="b", about={})
-    assert torch.allclose(in_peft(fresh(folder), tmp_path), expected, atol=1e-4)
-    assert torch.allclose(applied(fresh(folder), tmp_path), expected, atol=1e-4)
+    assert torch.allclose(in_peft(open_model(folder), tmp_path), expected, atol=1e-4)
+    assert torch.allclose(applied(open_model(folder), tmp_path), expected, atol=1e-4)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["rank_pattern"], config["init_lora_weights"]) == (8, {first: 6, second: 14}, True)
 
@@ -885,9 +892,9 @@ def test_an_embedding_and_experts_begin_as_ever(family: Family, experts: Family,
         ]
     ):
         method = Lora(rank=4, init="pissa", scaling="rslora", **knobs)
-        _, expected = trained(fresh(folder), method, tmp_path / str(number))
-        assert torch.allclose(in_peft(fresh(folder), tmp_path / str(number)), expected, atol=1e-4)
-        assert torch.allclose(applied(fresh(folder), tmp_path / str(number)), expected, atol=1e-4)
+        _, expected = trained(open_model(folder), method, tmp_path / str(number))
+        assert torch.allclose(in_peft(open_model(folder), tmp_path / str(number)), expected, atol=1e-4)
+        assert torch.allclose(applied(open_model(folder), tmp_path / str(number)), expected, atol=1e-4)
 
 
 def test_dropout_leaves_the_start_whole(family: Family) -> None:
@@ -914,7 +921,7 @@ def test_the_matrix_b_is_trained_faster(family: Family, experts: Family) -> None
     adapted.add("a", Lora(rank=4, rate_ratio=16, targets=["q_proj", "embed_tokens"], modules_to_save=["lm_head"]))
     ratios = adapted.learning_rate_ratios("a")
     assert ratios == {f"model.layers.{block}.self_attn.q_proj.B": 16.0 for block in range(3)}
-    mixed = Adapted(fresh(experts("mixtral")))
+    mixed = Adapted(open_model(experts("mixtral")))
     mixed.add("a", Lora(rank=2, rate_ratio=4, targets=[], target_parameters=STACKS[2]))
     assert set(mixed.learning_rate_ratios("a").values()) == {4.0}
 

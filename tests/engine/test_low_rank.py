@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from ground import FAMILIES, MORE
+from ground import FAMILIES, MORE, open_model
 from safetensors.torch import load_file, save_file
 from test_adapt import fill, ids, load, logits
 from test_lora import CHOICES, applied, ends, in_peft, saved_shapes, trained
 from test_lora import theirs as saved_by_peft
-from transformers import AutoModelForCausalLM
 
 from core import methods
 from core.config import ModelSettings
@@ -40,10 +39,6 @@ KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("adalora", {}),
     ("adalora", {"init_rank": 5, "target_rank": 2, "alpha": 3}),
 ]
-
-
-def fresh(folder: Path) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def their_config(kind: str, targets: str | list[str], name: str, **more: Any) -> Any:
@@ -92,9 +87,9 @@ def test_ours_in_peft(family: Callable[[str], Path], tmp_path: Path, name: str, 
     fill(adapted, "a")
     expected = logits(adapted.model)
     adapted.save("a", tmp_path, base=str(family(name)), about={})
-    theirs = peft.PeftModel.from_pretrained(fresh(family(name)), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(open_model(family(name)), tmp_path)
     assert torch.allclose(logits(theirs), expected, atol=1e-5)
-    assert not torch.allclose(logits(fresh(family(name))), expected, atol=1e-3)
+    assert not torch.allclose(logits(open_model(family(name))), expected, atol=1e-3)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved.keys() <= their_config(kind, ["q_proj"], name).to_dict().keys() | {"peft_type", "task_type"}
     assert any("vera_A" in key for key in load_file(tmp_path / "adapter_model.safetensors")) == (
@@ -117,7 +112,7 @@ def test_ours_in_peft(family: Callable[[str], Path], tmp_path: Path, name: str, 
 def test_theirs_in_ours(
     family: Callable[[str], Path], tmp_path: Path, name: str, kind: str, targets: str | list[str], more: dict
 ) -> None:
-    theirs = peft.get_peft_model(fresh(family(name)), their_config(kind, targets, name, **more)).eval()
+    theirs = peft.get_peft_model(open_model(family(name)), their_config(kind, targets, name, **more)).eval()
     shake(theirs)
     expected = logits(theirs)
     theirs.save_pretrained(tmp_path)
@@ -138,7 +133,7 @@ def test_theirs_in_ours(
     # Whose name and start, and how it was trained, may be told otherwise; nothing else.
     free = {"base_model_name_or_path", "init_lora_weights", "target_modules", "total_step", "rank_pattern"}
     assert {key: value for key, value in written.items() if key not in free and value != read[key]} == {}
-    theirs = peft.PeftModel.from_pretrained(fresh(family(name)), tmp_path / "again")
+    theirs = peft.PeftModel.from_pretrained(open_model(family(name)), tmp_path / "again")
     assert torch.allclose(logits(theirs), expected, atol=1e-5)
 
 
@@ -148,7 +143,7 @@ def test_key_names_and_shapes_are_those_of_peft(family: Callable[[str], Path], n
     adapted = load(family(name))
     knobs = {"dora": {"rank": 3}, "vera": {"rank": 6}, "adalora": {"init_rank": 5, "target_rank": 2}}[kind]
     adapted.add("a", methods.find(kind)(**knobs))
-    theirs = peft.get_peft_model(fresh(family(name)), their_config(kind, "all-linear", name))
+    theirs = peft.get_peft_model(open_model(family(name)), their_config(kind, "all-linear", name))
     expected = {key: value.shape for key, value in peft.get_peft_model_state_dict(theirs).items()}
     assert {key: value.shape for key, value in adapted.state("a").items()} == expected
 
@@ -166,7 +161,7 @@ def test_a_config_is_read_by_one_method_only() -> None:
 
 @pytest.mark.parametrize("kind", ["dora", "vera", "adalora"])
 def test_what_is_not_computed_is_refused(family: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
-    theirs = peft.get_peft_model(fresh(family("llama")), their_config(kind, ["q_proj"], "llama"))
+    theirs = peft.get_peft_model(open_model(family("llama")), their_config(kind, ["q_proj"], "llama"))
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bias": "all"}))
@@ -192,15 +187,15 @@ def test_dora_of_embeddings_and_heads_goes_both_ways(
 ) -> None:
     targets, folder = ends(name, which), family(name)
     _, expected = saved_by_peft(
-        fresh(folder), tmp_path / "theirs", r=4, lora_alpha=6, target_modules=targets, use_dora=True,
+        open_model(folder), tmp_path / "theirs", r=4, lora_alpha=6, target_modules=targets, use_dora=True,
         fan_in_fan_out=name == "gpt2",
     )  # fmt: skip
-    assert torch.allclose(applied(fresh(folder), tmp_path / "theirs"), expected, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "theirs"), expected, atol=1e-5)
     method = methods.find("dora")(rank=4, alpha=6, targets=targets)
-    adapted, ours = trained(fresh(folder), method, tmp_path / "ours")
+    adapted, ours = trained(open_model(folder), method, tmp_path / "ours")
     assert saved_shapes(tmp_path / "ours") == saved_shapes(tmp_path / "theirs")
-    assert torch.allclose(in_peft(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
-    assert torch.allclose(applied(fresh(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(in_peft(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
+    assert torch.allclose(applied(open_model(folder), tmp_path / "ours"), ours, atol=1e-5)
     if (name, which) not in [("gpt_neox", "head"), ("gpt_neox", "both")]:  # the file has another name for its head
         counted = sum(parameter.numel() for parameter in adapted.start_training("a").values())
         assert count_trainable(method, describe(folder)) == counted
@@ -229,7 +224,7 @@ def test_a_fresh_dora_of_embeddings_changes_nothing(
 def test_dora_trains_an_embedding_like_peft(family: Callable[[str], Path], name: str) -> None:
     """A length for each dimension of the vectors; Gemma scales what it looks up, and so what is learned."""
     config = their_config("dora", ["embed_tokens", "q_proj"], name)
-    theirs = peft.get_peft_model(fresh(family(name)), config)
+    theirs = peft.get_peft_model(open_model(family(name)), config)
     shake(theirs)
     adapted = load(family(name))
     adapted.add("a", methods.find("dora")(rank=3, alpha=5, targets=["embed_tokens", "q_proj"]))
@@ -333,7 +328,7 @@ def test_dora_hides_the_same_inputs_from_both_of_its_terms() -> None:
 
 def test_dora_trains_like_peft_with_dropout(family: Callable[[str], Path]) -> None:
     config = their_config("dora", ["q_proj", "down_proj"], "llama", lora_dropout=0.3, init_lora_weights=True)
-    theirs = peft.get_peft_model(fresh(family("llama")), config)
+    theirs = peft.get_peft_model(open_model(family("llama")), config)
     shake(theirs)
     adapted = load(family("llama"))
     adapted.add("a", methods.find("dora")(rank=3, alpha=5, dropout=0.3, targets=["q_proj", "down_proj"]))
@@ -394,7 +389,7 @@ def test_vera_is_its_formula_and_its_matrices_are_those_of_peft(family: Callable
     assert torch.allclose(method.gain(x, tensors, False), expected, atol=1e-5)
     adapted = load(family("llama"))
     adapted.add("a", method)
-    theirs = peft.get_peft_model(fresh(family("llama")), their_config("vera", "all-linear", "llama"))
+    theirs = peft.get_peft_model(open_model(family("llama")), their_config("vera", "all-linear", "llama"))
     given = peft.get_peft_model_state_dict(theirs)
     for key in ("base_model.vera_A", "base_model.vera_B"):
         assert torch.equal(adapted.state("a")[key], given[key])
@@ -406,7 +401,7 @@ def test_vera_is_its_formula_and_its_matrices_are_those_of_peft(family: Callable
 def test_vera_takes_the_matrices_of_the_file_before_those_of_the_key(
     family: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    theirs = peft.get_peft_model(fresh(family("llama")), their_config("vera", "all-linear", "llama"))
+    theirs = peft.get_peft_model(open_model(family("llama")), their_config("vera", "all-linear", "llama"))
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -457,7 +452,7 @@ def test_ranks_move_as_in_peft(family: Callable[[str], Path], tmp_path: Path, na
         "adalora", "all-linear", name, init_r=4, target_r=2, lora_alpha=8, tinit=2, tfinal=3, deltaT=2, total_step=steps,
         init_lora_weights=True,
     )  # fmt: skip
-    theirs = peft.get_peft_model(fresh(family(name)), config)
+    theirs = peft.get_peft_model(open_model(family(name)), config)
     adapted = load(family(name))
     adapted.add("a", ada())
     trained = adapted.start_training("a")
@@ -514,14 +509,14 @@ def test_pruned_ranks_go_both_ways(family: Callable[[str], Path], tmp_path: Path
     for path, rank in ranks.items():
         assert tensors[f"base_model.model.{path}.lora_E"].shape == (rank, 1)
         assert tensors[f"base_model.model.{path}.lora_B"].shape[1] == rank
-    theirs = peft.PeftModel.from_pretrained(fresh(family(name)), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(open_model(family(name)), tmp_path)
     assert torch.allclose(logits(theirs), expected, atol=1e-5)
     other = load(family(name))
     other.load("b", tmp_path)
     with other.using(Weights("b")) as model:
         assert torch.allclose(logits(model), expected, atol=1e-5)
     other.save("b", tmp_path / "again", base="b", about={})
-    theirs = peft.PeftModel.from_pretrained(fresh(family(name)), tmp_path / "again")
+    theirs = peft.PeftModel.from_pretrained(open_model(family(name)), tmp_path / "again")
     assert torch.allclose(logits(theirs), expected, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ground import ENCODERS, FAMILIES, MORE
+from ground import ENCODERS, FAMILIES, MORE, open_model
 from test_adapt import fill, ids, load, logits
 from test_loop import assert_same, config_of
 from test_loop import train as train
@@ -76,10 +76,6 @@ def answer(adapted: Adapted, weights: Weights = TRAINED, asked: torch.Tensor | N
     with adapted.using(weights) as model, torch.no_grad():
         found = model(input_ids=asked, **more).logits
     return found[:, len(before) :] if found.ndim == 3 else found
-
-
-def fresh(folder: Path, build: Any = AutoModelForCausalLM, **more: Any) -> PreTrainedModel:
-    return build.from_pretrained(folder, dtype=torch.float32, **more).eval()
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +149,7 @@ def test_ours_in_peft(peft: Any, family: Callable[[str], Path], tmp_path: Path, 
     put(adapted, knobs)
     expected = answer(adapted)
     adapted.save("a", tmp_path, base=str(family(name)), about={})
-    theirs = peft.PeftModel.from_pretrained(fresh(family(name)), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(open_model(family(name)), tmp_path)
     with torch.no_grad():
         found = theirs(input_ids=ids()).logits[:, -ids().shape[1] :]
     assert torch.allclose(found, expected, atol=1e-5)
@@ -167,7 +163,7 @@ def test_ours_in_peft(peft: Any, family: Callable[[str], Path], tmp_path: Path, 
 @named(KNOBS)
 @pytest.mark.parametrize("name", [*FAMILIES, *MORE])
 def test_theirs_in_ours(peft: Any, family: Callable[[str], Path], tmp_path: Path, name: str, knobs: dict) -> None:
-    model = fresh(family(name))
+    model = open_model(family(name))
     theirs = peft.get_peft_model(model, their_config(peft, knobs, "CAUSAL_LM", model)).eval()
     shake(theirs)
     with torch.no_grad():
@@ -193,7 +189,7 @@ def test_a_window_passes_by_the_prefix_as_in_peft(
     asked = torch.randint(10, 290, (2, 25), generator=torch.Generator().manual_seed(1))
     expected = answer(adapted, asked=asked)
     adapted.save("a", tmp_path, base="b", about={})
-    theirs = peft.PeftModel.from_pretrained(fresh(narrow(name)), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(open_model(narrow(name)), tmp_path)
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=asked).logits, expected, atol=1e-5)
     with adapted.using(TRAINED) as model:
@@ -211,7 +207,7 @@ def test_a_classifier_goes_both_ways(
     start = {key: value.clone() for key, value in model.state_dict().items()}
 
     def theirs_of(head: dict[str, torch.Tensor]) -> PreTrainedModel:
-        found = fresh(family(name), AutoModelForSequenceClassification, num_labels=3)
+        found = open_model(family(name), AutoModelForSequenceClassification, num_labels=3)
         found.load_state_dict(head)
         return found
 
@@ -254,7 +250,7 @@ def test_the_encoder_of_t5_reads_virtual_tokens(
     peft: Any, family: Callable[[str], Path], tmp_path: Path, knobs: dict
 ) -> None:
     def load_t5() -> Adapted:
-        return Adapted(fresh(family("t5"), AutoModelForSeq2SeqLM))
+        return Adapted(open_model(family("t5"), AutoModelForSeq2SeqLM))
 
     wanted = torch.randint(10, 290, (2, 6), generator=torch.Generator().manual_seed(2))
 
@@ -270,11 +266,11 @@ def test_the_encoder_of_t5_reads_virtual_tokens(
     assert not torch.allclose(ours(adapted), base, atol=1e-2)
     assert torch.equal(ours(adapted, BASE), base)
     adapted.save("a", tmp_path / "ours", base="b", about={}, task_type="SEQ_2_SEQ_LM")
-    theirs = peft.PeftModel.from_pretrained(fresh(family("t5"), AutoModelForSeq2SeqLM), tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(open_model(family("t5"), AutoModelForSeq2SeqLM), tmp_path / "ours")
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=ids(), decoder_input_ids=wanted).logits, ours(adapted), atol=1e-5)
 
-    model = fresh(family("t5"), AutoModelForSeq2SeqLM)
+    model = open_model(family("t5"), AutoModelForSeq2SeqLM)
     theirs = peft.get_peft_model(model, their_config(peft, knobs, "SEQ_2_SEQ_LM")).eval()
     shake(theirs)
     with torch.no_grad():
@@ -318,18 +314,18 @@ def half_read() -> dict[str, torch.Tensor]:
 @spoken
 def test_a_decoder_carries_a_prefix_both_ways(peft: Any, tmp_path: Path, name: str, sizes: dict, knobs: dict) -> None:
     folder = encoder_decoder(tmp_path, name, **sizes)
-    adapted = Adapted(fresh(folder, AutoModelForSeq2SeqLM))
+    adapted = Adapted(open_model(folder, AutoModelForSeq2SeqLM))
     base = answer(adapted, BASE, **half_read())
     put(adapted, knobs)
     expected = answer(adapted, **half_read())
     assert not torch.allclose(expected, base, atol=1e-2)
     assert torch.equal(answer(adapted, BASE, **half_read()), base)
     adapted.save("a", tmp_path / "ours", base="b", about={}, task_type="SEQ_2_SEQ_LM")
-    theirs = peft.PeftModel.from_pretrained(fresh(folder, AutoModelForSeq2SeqLM), tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(open_model(folder, AutoModelForSeq2SeqLM), tmp_path / "ours")
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=ids(), **half_read()).logits, expected, atol=1e-5)
 
-    model = fresh(folder, AutoModelForSeq2SeqLM)
+    model = open_model(folder, AutoModelForSeq2SeqLM)
     config = their_config(peft, knobs, "SEQ_2_SEQ_LM")
     config.token_dim = model.config.num_heads * model.config.d_kv
     theirs = peft.get_peft_model(model, config).eval()
@@ -350,7 +346,7 @@ def test_a_decoder_carries_a_prefix_both_ways(peft: Any, tmp_path: Path, name: s
     assert count_trainable(method_of(knobs), describe(folder)) == trained
     adapted.unwrap()
     assert torch.equal(adapted.model(input_ids=ids(), **half_read()).logits, base)
-    assert adapted.model.state_dict().keys() == fresh(folder, AutoModelForSeq2SeqLM).state_dict().keys()
+    assert adapted.model.state_dict().keys() == open_model(folder, AutoModelForSeq2SeqLM).state_dict().keys()
 
 
 @named(ATTENDED)
@@ -358,7 +354,7 @@ def test_a_decoder_carries_a_prefix_both_ways(peft: Any, tmp_path: Path, name: s
 def test_a_decoder_writes_with_a_prefix_and_a_cache(
     peft: Any, tmp_path: Path, name: str, sizes: dict, knobs: dict
 ) -> None:
-    adapted = Adapted(fresh(encoder_decoder(tmp_path, name, **sizes), AutoModelForSeq2SeqLM))
+    adapted = Adapted(open_model(encoder_decoder(tmp_path, name, **sizes), AutoModelForSeq2SeqLM))
     put(adapted, knobs)
     asked, cache, found = ids()[:1], EncoderDecoderCache(DynamicCache(), DynamicCache()), []
     with adapted.using(TRAINED) as model, torch.no_grad():
@@ -379,7 +375,7 @@ def test_a_decoder_writes_with_a_prefix_and_a_cache(
     written = write(TRAINED)
     assert write(BASE) != written
     adapted.save("a", tmp_path / "ours", base="b", about={}, task_type="SEQ_2_SEQ_LM")
-    theirs = peft.PeftModel.from_pretrained(fresh(tmp_path / "base", AutoModelForSeq2SeqLM), tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(open_model(tmp_path / "base", AutoModelForSeq2SeqLM), tmp_path / "ours")
     wanted = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "eos_token_id": None, "repetition_penalty": 9.0}
     assert theirs.generate(input_ids=asked, **wanted)[0].tolist() == [0, *written]
 
@@ -410,11 +406,11 @@ def test_checkpointing_a_decoder_changes_nothing_where_pefts_prefix_refuses_it(
     peft: Any, tmp_path: Path, name: str, sizes: dict, knobs: dict
 ) -> None:
     folder = encoder_decoder(tmp_path, name, **sizes)
-    adapted = Adapted(fresh(folder, AutoModelForSeq2SeqLM))
+    adapted = Adapted(open_model(folder, AutoModelForSeq2SeqLM))
     adapted.add("a", method_of(knobs))
     trained = fill(adapted, "a")
     check_checkpointing(adapted, trained, ids(), SAID)
-    model = fresh(folder, AutoModelForSeq2SeqLM)
+    model = open_model(folder, AutoModelForSeq2SeqLM)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with pytest.raises(ValueError, match="gradient checkpointing"):
         peft.get_peft_model(model, their_config(peft, knobs, "SEQ_2_SEQ_LM"))
@@ -431,7 +427,7 @@ def test_checkpointing_a_decoder_changes_nothing_where_pefts_prefix_refuses_it(
 def test_prefixes_that_a_model_cannot_carry_are_refused(tmp_path: Path, name: str, sizes: dict, knobs: dict) -> None:
     if name == "bart":
         sizes = sizes | {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    adapted = Adapted(fresh(encoder_decoder(tmp_path, name, **sizes), AutoModelForSeq2SeqLM))
+    adapted = Adapted(open_model(encoder_decoder(tmp_path, name, **sizes), AutoModelForSeq2SeqLM))
     with pytest.raises(Problem, match="cannot carry a prefix") as caught:
         adapted.add("a", method_of(knobs))
     assert caught.value.parts[0].field == "method.name"
@@ -466,7 +462,7 @@ def test_an_encoder_carries_a_prefix(
     other.load("a", tmp_path)
     assert torch.allclose(answer(other), expected, atol=1e-6)
     assert torch.equal(answer(other, BASE), base)
-    theirs = fresh(family(name), AutoModelForSequenceClassification, num_labels=3)
+    theirs = open_model(family(name), AutoModelForSequenceClassification, num_labels=3)
     if name == "distilbert":
         with pytest.raises(ValueError, match="past key values"):
             peft.PeftModel.from_pretrained(theirs, tmp_path)(input_ids=ids())
@@ -489,7 +485,7 @@ def test_checkpointing_changes_nothing_where_pefts_prefix_refuses_it(
     asked, wanted = torch.cat([virtual, ids()], dim=1), torch.cat([torch.full_like(virtual, -100), ids()], dim=1)
     check_checkpointing(adapted, trained, asked, wanted)
     if knobs in ATTENDED:
-        model = fresh(family(name))
+        model = open_model(family(name))
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         with pytest.raises(ValueError, match="gradient checkpointing"):
             peft.get_peft_model(model, their_config(peft, knobs, "CAUSAL_LM", model))
@@ -672,7 +668,7 @@ def test_answers_that_take_turns_keep_their_own_prompt(family: Callable[[str], P
 
 
 def test_a_prompt_leaves_the_tied_head_alone(family: Callable[[str], Path], tmp_path: Path) -> None:
-    model = fresh(family("gpt2"))
+    model = open_model(family("gpt2"))
     assert model.lm_head.weight is model.transformer.wte.weight
     adapted = Adapted(model)
     put(adapted, EMBEDDED[0])
@@ -680,7 +676,7 @@ def test_a_prompt_leaves_the_tied_head_alone(family: Callable[[str], Path], tmp_
     assert not adapted.untied
     adapted.unwrap()
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(fresh(tmp_path)), logits(fresh(family("gpt2"))))
+    assert torch.equal(logits(open_model(tmp_path)), logits(open_model(family("gpt2"))))
 
 
 @named(KNOBS)

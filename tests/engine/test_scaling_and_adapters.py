@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ
+from ground import ENCODERS, FAMILIES, MORE, SEQ2SEQ, open_model
 from safetensors.torch import load_file, save_file
 from test_adapt import LAYERS, MERGING, fill, ids, load, logits, train_a_step, walk
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -39,7 +39,7 @@ def plain(folder: Path, name: str) -> torch.nn.Module:
         **dict.fromkeys(SEQ2SEQ, AutoModelForSeq2SeqLM),
     }
     torch.manual_seed(3)
-    return kinds.get(name, AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32).eval()
+    return open_model(folder, kinds.get(name))
 
 
 def task_type(name: str) -> str:
