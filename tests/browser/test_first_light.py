@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from ground import ROOT
+from ground import ROOT, run_core
 
 from core import runs
 from core.config import Config
@@ -89,11 +89,7 @@ class Studio:
         self.process.wait()
 
     def runs(self) -> list[dict]:
-        environment = os.environ | {"ATELIER_HOME": str(self.home)}
-        listed = subprocess.run(
-            [sys.executable, "-m", "core", "runs", "--json"], cwd=ROOT, env=environment, capture_output=True, check=True
-        )
-        return json.loads(listed.stdout)
+        return json.loads(run_core(self.home, "runs", "--json").stdout)
 
     def end(self) -> None:
         """End the studio and every worker of its runs, by their recorded process."""

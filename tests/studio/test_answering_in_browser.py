@@ -69,24 +69,30 @@ def open_window(home: Path) -> Iterator[str]:
         studio.wait(30)
 
 
-@contextlib.contextmanager
-def open_page(window: str) -> Iterator[Any]:
-    """A page of the window; whatever it complains of in its console fails the test."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(120_000)
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(f"a script ran: {dialog.message}") or dialog.dismiss())
-        page.goto(f"{window}/en/")
-        page.wait_for_selector("#tab-chat-button", timeout=60_000)
-        yield page
+        yield browser
         browser.close()
-        assert not complaints
+
+
+@contextlib.contextmanager
+def open_page(browser: Any, window: str) -> Iterator[Any]:
+    """A page of the window; whatever it complains of in its console fails the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(120_000)
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"a script ran: {dialog.message}") or dialog.dismiss())
+    page.goto(f"{window}/en/")
+    page.wait_for_selector("#tab-chat-button", timeout=60_000)
+    yield page
+    page.close()
+    assert not complaints
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +111,8 @@ def window(home: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(window: str) -> Iterator[Any]:
-    with open_page(window) as page:
+def page(browser: Any, window: str) -> Iterator[Any]:
+    with open_page(browser, window) as page:
         yield page
 
 
@@ -208,9 +214,11 @@ def test_an_export_is_made_and_taken(page: Any, window: str):
     assert any(name.endswith("/adapter_model.safetensors") for name in names)
 
 
-def test_a_text_is_labelled_and_an_answer_is_marked(solved_home: Path, solved: dict[str, str], tmp_path: Path):
+def test_a_text_is_labelled_and_an_answer_is_marked(
+    browser: Any, solved_home: Path, solved: dict[str, str], tmp_path: Path
+):
     shutil.copytree(solved_home, tmp_path / "home")
-    with open_window(tmp_path / "home") as address, open_page(address) as page:
+    with open_window(tmp_path / "home") as address, open_page(browser, address) as page:
         # The newest run comes first: questions about a text.
         open_tab(page, "chat")
         page.wait_for_selector("#chat-context", state="visible")
