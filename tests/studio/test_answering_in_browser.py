@@ -90,7 +90,11 @@ def open_page(browser: Any, window: str) -> Iterator[Any]:
     page.on("dialog", lambda dialog: complaints.append(f"a script ran: {dialog.message}") or dialog.dismiss())
     page.goto(f"{window}/en/")
     page.wait_for_selector("#tab-chat-button", timeout=60_000)
-    yield page
+    try:
+        yield page
+    except Exception as error:
+        error.add_note(f"The page says: {page.inner_text('body')[-3000:]}")
+        raise
     page.close()
     assert not complaints
 
@@ -224,8 +228,7 @@ def test_a_text_is_labelled_and_an_answer_is_marked(
         page.wait_for_selector("#chat-context", state="visible")
         page.wait_for_selector("#chat-settings", state="hidden")
         page.fill("#chat-context textarea", "Look: <img src=x onerror=\"alert('owned')\"> a lamp is on the old table.")
-        page.fill("#chat-box textarea", "Where is a lamp?")
-        page.press("#chat-box textarea", "Enter")
+        say(page, "Where is a lamp?")
         page.wait_for_selector("#chat-talk .found-text mark")
         assert page.locator("#chat-talk img").count() == 0 and "onerror" in page.inner_text("#chat-talk .found-text")
         # Its fellow is selected elsewhere and taken over: a text to label needs no context.
@@ -233,8 +236,7 @@ def test_a_text_is_labelled_and_an_answer_is_marked(
         page.click(f"#tab-runs tr[data-run='{solved['classification']}'] button")
         page.click("#tab-runs button:has-text('Try it')")
         page.wait_for_selector("#chat-context", state="hidden")
-        page.fill("#chat-box textarea", "the cat is under a green chair.")
-        page.press("#chat-box textarea", "Enter")
+        say(page, "the cat is under a green chair.")
         page.wait_for_function("document.querySelectorAll('#chat-talk .labels li').length === 3")
         figures = [float(text.strip(" <%")) for text in page.locator("#chat-talk .labels .number").all_inner_texts()]
         assert figures == sorted(figures, reverse=True) and page.locator("#chat-talk .label-name b").count() == 0
