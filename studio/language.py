@@ -73,8 +73,16 @@ class Language:
         return text.format(**facts) if facts else text
 
     def explain(self, problem: Problem) -> str:
-        """All parts of a Problem as sentences, one part a line."""
-        return problem.text(lambda english: say(self.code, english))
+        """All parts of a Problem as sentences, one part a line; a run's state is said as the window says it."""
+        parts = [
+            Problem(part.what, part.there_is, part.to_do, **part.facts | self._word(part.facts))
+            for part in problem.parts
+        ]
+        return Problem.join(parts).text(lambda english: say(self.code, english))
+
+    def _word(self, facts: dict[str, Any]) -> dict[str, str]:
+        key = f"common.word_{facts.get('state')}"
+        return {"state": self.t(key).lower()} if key in keys(self.code) else {}
 
     def number(self, value: Any) -> str:
         """A count for people: 950, 1.2k, 3.4M, 7B; a dash for none."""

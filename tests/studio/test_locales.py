@@ -13,7 +13,9 @@ from core import formats, methods, objectives, presets
 from core.config import Config, fields
 from core.findings import KINDS
 from core.playground import SAMPLES
+from core.problem import Problem
 from studio import language
+from studio.language import Language
 
 ROOT = Path(core.__file__).resolve().parent.parent
 SOURCES = [ROOT / "app.py", *sorted((ROOT / "core").rglob("*.py")), *sorted((ROOT / "studio").rglob("*.py"))]
@@ -148,3 +150,11 @@ def test_every_state_has_a_word_and_a_sentence() -> None:
 
 def test_problem_texts_finds_what_is_passed_by_a_variable() -> None:
     assert "{name} is an archive, and archives are not unpacked." in problem_texts()
+
+
+def test_a_state_is_said_in_the_readers_words() -> None:
+    problem = Problem("The run {run} cannot be resumed.", "It is {state}.", run="completed", state="completed")
+    assert Language("zh").explain(problem).endswith("已完成。") and "completed" in Language("zh").explain(problem)
+    assert Language("en").explain(problem).endswith("It is completed.")
+    odd = Problem("The run {run} cannot be resumed.", "It is {state}.", run="a", state="{odd}")
+    assert Language("zh").explain(Problem.join([problem, odd])).count("\n") == 1
