@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +14,21 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from ground import run_core
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def _train(home: Path, task: str, settings: dict[str, Any]) -> None:
-    run_core(home, "train", task, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
+    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "core", "train", task, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"ATELIER_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _share(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
