@@ -22,10 +22,10 @@ from core import objectives
 from core.config import Config
 from core.dataset import find_row
 from core.engine.adapt import Adapted, Weights
-from core.engine.data import Tokens
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
 from core.engine.rows import Spelled, order_rows, spell_each
+from core.engine.tokens import Tokens
 from core.findings import KINDS, SEVERITIES, Finding
 from core.formats import Example
 from core.judgement import LEAVABLE, Flags, texts_of

@@ -11,10 +11,11 @@ from typing import Any
 from core import dataset, objectives, playground
 from core.config import Config
 from core.dataset import Dataset
-from core.engine.data import Reader, Tokens
+from core.engine.data import Reader
 from core.engine.generate import GREEDY, answer
 from core.engine.predict import classify, find_answer
 from core.engine.rows import Rows, spell
+from core.engine.tokens import Tokens
 from core.fit import count_eval_rows
 from core.formats import Example, Message
 from core.judgement import REPEATED, Flags, judge

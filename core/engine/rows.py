@@ -18,7 +18,7 @@ import pyarrow
 
 from core.config import DataSettings
 from core.dataset import Dataset
-from core.engine.data import Tokens
+from core.engine.tokens import Tokens
 from core.formats import Example
 from core.judgement import texts_of
 from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from core import formats
 from core.dataset import load
-from core.engine.data import Tokens
 from core.engine.spelling import Spelling
+from core.engine.tokens import Tokens
 from core.formats import Example, Message
 from core.objectives import Row
 from core.problem import Problem
