@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,23 @@ def keep_examples() -> Spool[Example]:
     return Spool(_columns, _pack, _unpack, weigh=_weigh)
 
 
+def ranges(examples: Sequence[Example], most: int) -> Iterator[range]:
+    """All places in order, those together that are worked on together: `most` at most, and fewer of long ones."""
+    assert isinstance(examples, Spool)
+    return examples.ranges(most)
+
+
+def as_lines(examples: Sequence[Example], some: range) -> list[bytes]:
+    """Examples of such a range, each as a line that another process reads."""
+    assert isinstance(examples, Spool)
+    return [row["example"] for row in examples.packed(some.start, some.stop)]
+
+
+def from_line(line: bytes) -> Example:
+    """The example in a line."""
+    return _from_data(json.loads(line))
+
+
 def _columns() -> pyarrow.Schema:
     import pyarrow as pa
 
@@ -31,7 +48,7 @@ def _pack(example: Example) -> dict[str, bytes]:
 
 
 def _unpack(row: Mapping[str, bytes]) -> Example:
-    return _from_data(json.loads(row["example"]))
+    return from_line(row["example"])
 
 
 _USUAL = {field.name: field.default for field in fields(Example)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer
 _IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
 _BLOCK = 1000
 """Examples that are measured together."""
-_BYTES_AT_ONCE = 1 << 15
+_BYTES_AT_ONCE, _PIECE = 1 << 20, 1 << 15
 # An odd number without a pattern, the digits of the golden ratio, and by what it is undone.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = pow(int(_BASE), -1, 1 << 64)
@@ -148,12 +148,15 @@ def _compare(parts: list[Facts], is_aside: np.ndarray) -> Flags:
 def measure_each(data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:
     """The facts of the examples of these indices, found in this process."""
     for start in range(0, max(1, len(indices)), _BLOCK):
-        yield measure([data.examples[index] for index in indices[start : start + _BLOCK]])
+        yield measure(data.examples[index] for index in indices[start : start + _BLOCK])
 
 
-def measure(examples: Sequence[Example]) -> Facts:
+def measure(examples: Iterable[Example]) -> Facts:
     """The facts of some examples."""
-    bare, content, garbled, labels, words = [], [], [], [], []
+    bare, content, garbled, labels = [], [], [], []
+    words: list[bytes] = []
+    signatures = [np.empty((0, likeness.SLOTS), np.uint32)]
+    size = 0
     for example in examples:
         text = "\n".join(texts_of(example))
         if text.isascii():
@@ -166,14 +169,19 @@ def measure(examples: Sequence[Example]) -> Facts:
             bare.append(_digest(_encode(_SEPARATORS.sub("", text.casefold()) or text)))
             words.append(_encode(" ".join(_WORDS.findall(text.lower()))))
         content.append(content_key(example))
+        size += len(words[-1])
+        if size > _BYTES_AT_ONCE:
+            signatures.append(likeness.signatures(*_number_words(words)))
+            words, size = [], 0
         is_labelled = example.labels is not None and not example.several
         told = (example.text or "", "\n".join(example.labels or ())) if is_labelled else ()
         labels.append((is_labelled, *(_digest(_encode(one)) for one in told)) if told else (False, 0, 0))
     labelled, given, told = zip(*labels, strict=True) if labels else ((), (), ())
     numbers = (np.array(column, np.uint64) for column in (bare, content, given, told))
     keys, contents, texts, names = numbers
-    signatures = likeness.signatures(*_number_words(words))
-    return Facts(keys, contents, np.array(garbled, bool), np.array(labelled, bool), texts, names, signatures)
+    signatures.append(likeness.signatures(*_number_words(words)))
+    joined = np.concatenate(signatures)
+    return Facts(keys, contents, np.array(garbled, bool), np.array(labelled, bool), texts, names, joined)
 
 
 @lru_cache(maxsize=4)
@@ -184,7 +192,7 @@ def _make_powers(base: int, size: int) -> np.ndarray:
 
 def _powers(base: int, most: int) -> np.ndarray:
     """The powers of a number, modulo 2 to the 64, from the first on; more than `most`."""
-    return _make_powers(base, 2 * _BYTES_AT_ONCE if most < 2 * _BYTES_AT_ONCE else most + 1)
+    return _make_powers(base, 2 * _PIECE if most < 2 * _PIECE else most + 1)
 
 
 def _number_words(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +200,7 @@ def _number_words(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     joined = b"\0".join(rows).translate(_IN_WORDS)
     numbers, begins, start = [], [], 0
     while start < len(joined):
-        stop = joined.find(b"\0", start + _BYTES_AT_ONCE)
+        stop = joined.find(b"\0", start + _PIECE)
         stop = len(joined) if stop < 0 else stop
         letters = np.zeros(stop - start + 2, np.uint64)
         letters[1:-1] = np.frombuffer(joined, np.uint8, stop - start, start)

@@ -109,6 +109,34 @@ class Spool(Sequence[T], Generic[T]):
         block = bisect_right(self._firsts, index) - 1
         return self._unpack(self._batches[block].slice(index - self._firsts[block], 1).to_pylist()[0])
 
+    def packed(self, start: int, stop: int) -> list[Mapping[str, Any]]:
+        """The things from `start` to before `stop` as they are written: as rows of their columns."""
+        self._end_writing()
+        if not self._batches:
+            return [self._pack(item) for item in self._items[start:stop]]
+        rows: list[Mapping[str, Any]] = []
+        for block in range(bisect_right(self._firsts, start) - 1, len(self._batches)):
+            first = self._firsts[block]
+            if first >= stop:
+                break
+            low = max(0, start - first)
+            rows += self._batches[block].slice(low, stop - first - low).to_pylist()
+        return rows
+
+    def ranges(self, most: int) -> Iterator[range]:
+        """All places in order, those together that can be in memory together: `most` at most, and fewer of heavy things."""
+        self._end_writing()
+        ends = self._firsts[1:] or [*range(most, self._length, most), self._length]
+        weights = [batch.nbytes for batch in self._batches] or [0] * len(ends)
+        start = stop = weight = 0
+        for end, more in zip(ends, weights, strict=True):
+            if stop > start and (end - start > most or weight + more > BLOCK_BYTES):
+                yield range(start, stop)
+                start, weight = stop, 0
+            stop, weight = end, weight + more
+        if stop > start:
+            yield range(start, stop)
+
     def _write(self) -> None:
         """Put what is in memory into the file."""
         import pyarrow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
-from core import objectives
+from core import objectives, sources
 from core.config import Config
 from core.dataset import Dataset, find_row
 from core.engine.adapt import Adapted, Weights
+from core.engine.crew import ENOUGH, Crew, cores
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
 from core.engine.rows import order_rows, spell_each
@@ -68,25 +71,34 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    material = Material.read(config, (lambda rows: tell(rows, 0)) if tell else None)
-    tokens, limit = load_tokens(config, where, material.objective)
-    tokens.keeps_lost = True
-    look = _Look(material, tokens, config, limit)
-    if folder is None:
-        for _ in look.read(tell):
-            pass
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokens.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-        with pyarrow.OSFile(str(folder / ROWS_FILE), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA) as writer:
-            for batch in look.read(tell):
-                writer.write_batch(batch)
+    with Crew() if _is_large(config) else contextlib.nullcontext() as crew:
+        material = Material.read(config, (lambda rows: tell(rows, 0)) if tell else None, crew and crew.measure)
+        tokens, limit = load_tokens(config, where, material.objective)
+        tokens.keeps_lost = True
+        look = _Look(material, tokens, config, limit)
+        if crew is not None:
+            crew.prepare(look.surveyor, config.data, where)
+        if folder is None:
+            for _ in look.read(tell, crew):
+                pass
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            tokens.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+            with pyarrow.OSFile(str(folder / ROWS_FILE), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA) as writer:
+                for batch in look.read(tell, crew):
+                    writer.write_batch(batch)
     report = look.report()
     report["seconds"] = time.monotonic() - began
     report["rows_per_second"] = report["rows"] / max(report["seconds"], 1e-9)
     if folder is not None:
         write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
     return report
+
+
+def _is_large(config: Config) -> bool:
+    """Whether processes of its own for each core pay."""
+    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
+    return cores() > 1 and sum(size for _, size in files) >= ENOUGH
 
 
 def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tokens, int]:
@@ -154,15 +166,16 @@ class _Look:
         self._left_out = tuple(map(frozenset, material.left_out))
         self._aside = frozenset() if self.apart else self._left_out[1].union(material.aside)
 
-    def read(self, tell: Tell | None) -> Iterator[pyarrow.RecordBatch]:
+    def read(self, tell: Tell | None, crew: Crew | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Take in every row; yields them as tables."""
         if tell:
             tell(0, self.total)
         # The first look is the shorter one.
         first = self.total // 5
-        self.flags = self.material.judge((lambda count: tell(count // 5, self.total)) if tell else None)
+        told = (lambda count: tell(count // 5, self.total)) if tell else None
+        self.flags = self.material.judge(told, crew and crew.measure)
         done, said = 0, time.monotonic()
-        for part, examples in self._survey():
+        for part, examples in self._survey(crew):
             self.all.add(part)
             if part.rows is not None:
                 yield part.rows
@@ -173,7 +186,7 @@ class _Look:
         if tell:
             tell(self.total, self.total)
 
-    def _survey(self) -> Iterator[tuple[Part, int]]:
+    def _survey(self, crew: Crew | None) -> Iterator[tuple[Part, int]]:
         """What is found of some examples after others, and how many they are, in the order of the file."""
         own, surveyor, data = self.material.data, self.surveyor, self.config.data
         if own.examples[0].judged:
@@ -188,6 +201,9 @@ class _Look:
         if self.apart:
             parts.append((self.material.held, "data.eval" if data.eval else "data.train"))
         for dataset, field in parts:
+            if crew is not None:
+                yield from crew.survey(dataset, field, partial(self._know, dataset), surveyor.objective)
+                continue
             indices, count = range(len(dataset.examples)), 0
             for index, spelled in spell_each(dataset, indices, surveyor.objective, self.tokens, data, field):
                 is_aside, found = self._know(dataset, index)

@@ -18,7 +18,7 @@ from core.engine.rows import Rows, spell
 from core.engine.tokens import Tokens
 from core.fit import count_eval_rows
 from core.formats import Example, Message
-from core.judgement import REPEATED, Flags, judge
+from core.judgement import REPEATED, Flags, Measure, judge
 from core.objectives import Objective
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA
@@ -42,11 +42,14 @@ class Material:
     left_out: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     @classmethod
-    def read(cls, config: Config, tell: Callable[[int], None] | None = None) -> Material:
+    def read(
+        cls, config: Config, tell: Callable[[int], None] | None = None, measure: Measure | None = None
+    ) -> Material:
         """Read the data sets that a configuration names.
 
         Args:
             tell: is told the rows done now and then; what it raises ends the reading.
+            measure: as `judge` takes it.
 
         Raises:
             Problem: when they cannot be read, or the task cannot learn from them.
@@ -64,13 +67,17 @@ class Material:
             aside = range(len(held.examples))
         examples = itertools.chain(data.examples, held.examples if held is not data else ())
         material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
-        return material.without(config.data.leave_out, tell) if config.data.leave_out else material
+        return material.without(config.data.leave_out, tell, measure) if config.data.leave_out else material
 
-    def judge(self, tell: Callable[[int], None] | None = None) -> tuple[Flags, Flags]:
+    def judge(
+        self, tell: Callable[[int], None] | None = None, measure: Measure | None = None
+    ) -> tuple[Flags, Flags]:  # fmt: skip
         """What is wrong with the examples of `data` and of `held` that are not left out."""
-        return judge(self.data, self.train, self.held, self.aside, tell)
+        return judge(self.data, self.train, self.held, self.aside, tell, measure)
 
-    def without(self, flags: Collection[str], tell: Callable[[int], None] | None = None) -> Material:
+    def without(
+        self, flags: Collection[str], tell: Callable[[int], None] | None = None, measure: Measure | None = None
+    ) -> Material:
         """The same without the examples that have any of these flags.
 
         Raises:
@@ -82,7 +89,7 @@ class Material:
             if not some:
                 continue
             kept = []
-            found = material.judge(tell)
+            found = material.judge(tell, measure)
             for indices, names in zip((material.train, material.aside), found, strict=True):
                 kept.append([index for index in indices if some.isdisjoint(names.get(index, ()))])
             material = replace(material, train=kept[0], aside=kept[1])

@@ -7,7 +7,7 @@ import itertools
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,9 @@ from core.engine.spelling import Speller, Spelling
 from core.formats import Message
 from core.objectives import Row, SpanRow
 from core.problem import Problem
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""How whatever belongs to a model is loaded: from its folder, and no program with it."""
 
 # For models without a chat template, and where it is asked for. Headings end with a newline, so that an answer begins with a token of its own.
 PLAIN_TEMPLATE = """{{ bos_token or '' }}{% if tools %}{{ '### Tools:\n' + (tools | tojson) + '\n\n' }}{% endif %}{% for message in messages %}
