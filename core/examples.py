@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from core.formats import Answer, Example, Message
 from core.spool import Spool
 
@@ -33,7 +35,10 @@ def as_lines(examples: Sequence[Example], some: range) -> list[bytes]:
 
 def from_line(line: bytes) -> Example:
     """The example in a line."""
-    return _from_data(json.loads(line))
+    try:
+        return _from_data(orjson.loads(line))
+    except ValueError:
+        return _from_data(json.loads(line))
 
 
 def _columns() -> pyarrow.Schema:
@@ -44,7 +49,11 @@ def _columns() -> pyarrow.Schema:
 
 
 def _pack(example: Example) -> dict[str, bytes]:
-    return {"example": json.dumps(_to_data(example), ensure_ascii=False).encode("utf-8", "surrogatepass")}
+    told = _to_data(example)
+    try:
+        return {"example": orjson.dumps(told)}
+    except TypeError:  # half of a character, or a number without end
+        return {"example": json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")}
 
 
 def _unpack(row: Mapping[str, bytes]) -> Example:

@@ -239,7 +239,8 @@ def content_key(example: Example) -> int:
         texts = [example.text]
     else:
         texts = [text for turn in example.messages for text in (turn.role, turn.content)]
-    return _digest(_encode("\0".join(map(_plain, texts))))
+    # What parts the texts stands by itself, so that it makes no difference how they begin and end.
+    return _digest(_encode(_plain(" \0 ".join(texts))))
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow
 
 from core.engine.rows import Spelled
@@ -109,6 +110,7 @@ class Surveyor:
         added = tokens.tokenizer.added_tokens_decoder.values()
         special = sorted((token.content for token in added if token.special), key=len, reverse=True)
         writes = objective.model_kind == "causal_lm"
+        self._start = tokens.tokenizer.bos_token_id
         self.talks = writes and objective.name != "text"
         self._special = re.compile("|".join(map(re.escape, special))) if special and writes else None
         self._special_starts = {text[0] for text in special}
@@ -198,8 +200,7 @@ class Surveyor:
         if not row.ids:
             return ["dropped"]
         flags = []
-        start = self.tokens.tokenizer.bos_token_id
-        if start is not None and row.ids[:2] == [start, start]:
+        if self._start is not None and row.ids[:2] == [self._start, self._start]:
             flags.append("double_start")
         if not targets:
             flags.append("unlearned")
@@ -209,7 +210,7 @@ class Surveyor:
             )
         elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
             flags.append("cut_answer")
-        elif self.talks:
+        elif self.talks and not (row.trained[-1] and row.ids[-1] in self.tokens.end_ids):
             # Most end with it.
             pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
             if not any(trained and token in self.tokens.end_ids for token, trained in pairs):
@@ -247,12 +248,16 @@ class _Table:
         arrays = []
         for column in SCHEMA:
             values = self._columns[column.name]
-            if column.name in self._ends:
-                ends = pyarrow.array(self._ends[column.name], pyarrow.int32())
-                flat = pyarrow.array(values, column.type.value_type)
-                arrays.append(pyarrow.ListArray.from_arrays(ends, flat, type=column.type))
+            if column.name == "learned":
+                flat = pyarrow.array(np.frombuffer(bytes(values), bool))
+            elif column.name in self._ends:
+                # In half of the time that it takes to have the type of each looked at.
+                flat = pyarrow.array(np.array(array("i", values), copy=False))
             else:
                 arrays.append(pyarrow.array(values, column.type))
+                continue
+            ends = pyarrow.array(self._ends[column.name], pyarrow.int32())
+            arrays.append(pyarrow.ListArray.from_arrays(ends, flat, type=column.type))
         self.__init__()  # type: ignore[misc]
         return pyarrow.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 

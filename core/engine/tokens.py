@@ -293,23 +293,36 @@ class Tokens:
         spelled = Spelling(whole, self.speller)
         ids: list[int] = []
         trained: list[bool] = []
+        # Most conversations have the ids of their beginnings one behind the other.
+        is_straight = True
         for index, place in zip(answers, places, strict=True):
             if place is None:
                 return None
-            before = spelled.until(place[0])
-            if before[: len(ids)] != ids:
-                return None
-            between = [False] * (len(before) - len(ids))
-            if between and trained and trained[-1] and ids[-1] not in self.end_ids:
+            start = spelled.count(place[0]) if is_straight else None
+            if start is None or start < len(ids):
+                before = spelled.until(place[0])
+                if before[: len(ids)] != ids:
+                    return None
+                start, between = None, before[len(ids) :]
+            else:
+                between = spelled.ids[len(ids) : start]
+            marks = [False] * len(between)
+            if marks and trained and trained[-1] and ids[-1] not in self.end_ids:
                 # Some templates write the end of an answer only when the next question is there.
-                between[0] = before[len(ids)] in self.end_ids
-            after = spelled.until(place[1])
-            # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
-            at_once = after[: len(before)] == before
-            learned = after[len(before) :] if at_once else self._encode_further(whole[slice(*place)])
-            learned, marks = self._end_answer(learned, messages[index].content, final=index == answers[-1])
-            trained += between + marks
-            ids = before + learned
+                marks[0] = between[0] in self.end_ids
+            ids += between
+            end = spelled.count(place[1]) if start is not None else None
+            is_straight = end is not None and end >= len(ids)
+            if is_straight:
+                learned = spelled.ids[len(ids) : end]
+            else:
+                after = spelled.until(place[1])
+                # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
+                at_once = after[: len(ids)] == ids
+                learned = after[len(ids) :] if at_once else self._encode_further(whole[slice(*place)])
+            learned, more = self._end_answer(learned, messages[index].content, final=index == answers[-1])
+            trained += marks + more
+            ids += learned
         return ids, trained
 
     def _lay_out(
@@ -370,6 +383,13 @@ class Tokens:
         """Marks an answer as learned up to the token that ends it; the last one is given an end if it has none. Of
         several ends one behind the other, it is the first, where the model stops; one that is within the answer's own
         text ends nothing."""
+        if (
+            learned
+            and learned[-1] in self.end_ids
+            and self.end_ids.isdisjoint(learned[:-1])
+            and not self._count_ends(content)
+        ):
+            return learned, [True] * len(learned)
         ends = sorted(place for end in self.end_ids for place in _find(end, learned))[self._count_ends(content) :]
         if ends:
             return learned, [True] * (ends[0] + 1) + [False] * (len(learned) - ends[0] - 1)
@@ -379,7 +399,10 @@ class Tokens:
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
-        names, content = self._end_names, content.rstrip()
+        names = [name for name in self._end_names if name in content]
+        if not names:
+            return 0
+        content = content.rstrip()
         while name := next((name for name in names if content.endswith(name)), None):
             content = content.removesuffix(name).rstrip()
         return sum(content.count(name) for name in names)
@@ -396,6 +419,8 @@ class Tokens:
     def _cut(self, ids: list[int], trained: list[bool], left_out: int) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
+        elif not left_out:
+            return Row(ids, trained)
         lost = ids[self.max_length :] if self.keeps_lost else []
         return Row(ids[: self.max_length], trained[: self.max_length], lost=lost, left_out=left_out)
 
