@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def keep_examples() -> Spool[Example]:
-    """A place for any number of examples."""
-    return Spool(_columns, _pack, _unpack, weigh=_weigh)
+def keep_examples(written: Callable[[list[bytes]], None] | None = None) -> Spool[Example]:
+    """A place for any number of examples; `written` is given them as lines, some at a time, as soon as they are there."""
+    tell = None if written is None else lambda rows: written([row["example"] for row in rows])
+    return Spool(_columns, _pack, _unpack, weigh=_weigh, written=tell)
 
 
 def ranges(examples: Sequence[Example], most: int) -> Iterator[range]:
@@ -88,6 +89,6 @@ def _from_data(told: dict[str, Any]) -> Example:
 
 def _weigh(example: Example) -> int:
     texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
-    turns = sum(200 + len(message.content) for message in example.messages)
+    turns = sum([200 + len(message.content) for message in example.messages])
     others = _weigh(example.rejected) if example.rejected else 0
     return 500 + turns + sum(map(len, filter(None, texts))) + others

@@ -41,6 +41,7 @@ class Spool(Sequence[T], Generic[T]):
         pack: a thing as a row of these columns.
         unpack: the inverse.
         weigh: how many bytes a thing takes in memory, roughly.
+        written: is given the rows that were just written, in their order; then nothing waits in memory for others.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Spool(Sequence[T], Generic[T]):
         pack: Callable[[T], Mapping[str, Any]],
         unpack: Callable[[Mapping[str, Any]], T],
         weigh: Callable[[T], int],
+        written: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     ):
+        self._written = written
         self._weigh, self._weight = weigh, 0
         self._schema, self._pack, self._unpack = schema, pack, unpack
         self._items: list[T] = []
@@ -74,7 +77,7 @@ class Spool(Sequence[T], Generic[T]):
         self._length += 1
         self._weight += self._weigh(item)
         if self._writer is None:
-            if self._weight > IN_MEMORY:
+            if self._weight > IN_MEMORY or self._written is not None:
                 self._write()
         elif len(self._items) >= BLOCK or self._weight > BLOCK_BYTES:
             self._write()
@@ -152,10 +155,15 @@ class Spool(Sequence[T], Generic[T]):
             for some in self._cut():
                 rows = [self._pack(item) for item in some]
                 self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._columns))
+                if self._written is not None:
+                    self._written(rows)
         self._items, self._weight = [], 0
 
     def _cut(self) -> Iterator[list[T]]:
         """What is in memory in blocks, each small enough to be unpacked at once."""
+        if len(self._items) <= BLOCK and self._weight <= BLOCK_BYTES:
+            yield self._items
+            return
         block: list[T] = []
         weight = 0
         for item in self._items:

@@ -33,10 +33,12 @@ from core.dataset import Dataset
 from core.engine.rows import check_fits, spell_one
 from core.engine.survey import SCHEMA, Part, Surveyor
 from core.engine.tokens import LOCAL, Tokens
-from core.examples import as_lines, from_line, ranges
+from core.examples import as_lines, from_line, keep_examples, ranges
+from core.formats import Example
 from core.judgement import Facts, measure
 from core.objectives import Objective
 from core.problem import Problem
+from core.spool import BLOCK_BYTES, Spool
 
 ENOUGH = 16 * 1024**2
 """Bytes of data from which on helpers are worth their start."""
@@ -68,6 +70,7 @@ class Crew:
         self._threads = ThreadPoolExecutor(2 * len(self._helpers), "crew")
         self._here, self._lock, self._ended = Hand(), threading.Lock(), False
         self._prepared: list[Future[Told | None]] = []
+        self._ahead: dict[int, _Ahead] = {}
 
     def __enter__(self) -> Crew:
         return self
@@ -96,19 +99,27 @@ class Crew:
         }  # fmt: skip
         self._prepared = [self._threads.submit(helper.ask, (told, [])) for helper in self._helpers]
 
+    def keep(self) -> Spool[Example]:
+        """A place for examples that are measured while others are still being read."""
+        ahead = _Ahead(lambda lines: self._threads.submit(self._do, ({"do": "measure"}, lines)), 4 * len(self._helpers))
+        kept = keep_examples(ahead.add)
+        self._ahead[id(kept)] = ahead
+        return kept
+
     def measure(self, data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:
         """The facts of the examples of these indices, in their order."""
-        places = np.asarray(indices, np.int64)
+        places, start = np.asarray(indices, np.int64), 0
+        ahead = self._ahead.pop(id(data.examples), None)
+        for reply in self._measure_all(data) if ahead is None else ahead.take(data.examples):
+            facts = _read_facts(reply)
+            stop = start + len(facts.bare)
+            chosen = places[np.searchsorted(places, start) : np.searchsorted(places, stop)] - start
+            yield facts if len(chosen) == len(facts.bare) else facts.take(chosen)
+            start = stop
 
-        def ask(some: range) -> Told:
-            lines = as_lines(data.examples, some)
-            chosen = places[np.searchsorted(places, some.start) : np.searchsorted(places, some.stop)] - some.start
-            return {"do": "measure"}, lines if len(chosen) == len(lines) else [
-                lines[place] for place in chosen.tolist()
-            ]
-
-        for _, reply in self._map(map(ask, ranges(data.examples, _BLOCK))):
-            yield _read_facts(reply)
+    def _measure_all(self, data: Dataset) -> Iterator[Told]:
+        asked = (({"do": "measure"}, as_lines(data.examples, some)) for some in ranges(data.examples, _BLOCK))
+        return (reply for _, reply in self._map(asked))
 
     def survey(
         self, data: Dataset, field: str, know: Callable[[int], tuple[bool, list[str]]], objective: Objective
@@ -163,6 +174,33 @@ class Crew:
                     raise InterruptedError
                 return self._here.do(*told)
         return reply
+
+
+class _Ahead:
+    """Examples that are asked for as soon as there are enough of them, and what is known of those before."""
+
+    def __init__(self, ask: Callable[[list[bytes]], Future[Told]], most: int):
+        self._ask, self._most = ask, most
+        self._lines: list[bytes] = []
+        self._asked: deque[Future[Told]] = deque()
+
+    def add(self, lines: list[bytes]) -> None:
+        """More of them; waits for others while too many are asked for."""
+        self._lines += lines
+        if len(self._lines) >= _BLOCK or sum(map(len, lines)) > BLOCK_BYTES // 2:
+            self._asked.append(self._ask(self._lines))
+            self._lines = []
+            if len(self._asked) > self._most:
+                self._asked[-self._most].result()
+
+    def take(self, kept: Sequence[Example]) -> Iterator[Told]:
+        """What is known of all, in their order."""
+        if kept:
+            kept[0]  # to read it ends the writing
+        if self._lines or not self._asked:
+            self._asked.append(self._ask(self._lines))
+        while self._asked:
+            yield self._asked.popleft().result()
 
 
 class _Helper:

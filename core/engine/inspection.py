@@ -72,7 +72,8 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
     with Crew() if _is_large(config) else contextlib.nullcontext() as crew:
-        material = Material.read(config, (lambda rows: tell(rows, 0)) if tell else None, crew and crew.measure)
+        read = (lambda rows: tell(rows, 0)) if tell else None
+        material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         tokens, limit = load_tokens(config, where, material.objective)
         tokens.keeps_lost = True
         look = _Look(material, tokens, config, limit)

@@ -10,12 +10,13 @@ from typing import Any
 
 from core import dataset, objectives, playground
 from core.config import Config
-from core.dataset import Dataset
+from core.dataset import Dataset, Keep
 from core.engine.data import Reader
 from core.engine.generate import GREEDY, answer
 from core.engine.predict import classify, find_answer
 from core.engine.rows import Rows, spell
 from core.engine.tokens import Tokens
+from core.examples import keep_examples
 from core.fit import count_eval_rows
 from core.formats import Example, Message
 from core.judgement import REPEATED, Flags, Measure, judge
@@ -43,23 +44,29 @@ class Material:
 
     @classmethod
     def read(
-        cls, config: Config, tell: Callable[[int], None] | None = None, measure: Measure | None = None
-    ) -> Material:
+        cls, config: Config, tell: Callable[[int], None] | None = None, measure: Measure | None = None,
+        keep: Keep = keep_examples,
+    ) -> Material:  # fmt: skip
         """Read the data sets that a configuration names.
 
         Args:
             tell: is told the rows done now and then; what it raises ends the reading.
             measure: as `judge` takes it.
+            keep: makes the places for the examples.
 
         Raises:
             Problem: when they cannot be read, or the task cannot learn from them.
         """
-        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell)
+        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell, keep=keep)
         held, given = data, config.data.eval or dataset.has_eval_files(config.data.train)
         if config.data.eval:
-            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell)
+            held = dataset.load(
+                config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell, keep=keep
+            )
         elif given:
-            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True, tell=tell)
+            held = dataset.load(
+                config.data.train, config.data.format, config.data.columns, aside=True, tell=tell, keep=keep
+            )
         count = len(data.examples)
         wanted = count_eval_rows(config, count)
         train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)

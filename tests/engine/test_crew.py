@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from ground import ROOT
 
-from core import presets
+from core import presets, spool
 from core.engine import crew, inspection
 from core.engine.crew import Crew, Hand
 from core.engine.inspection import inspect
@@ -28,6 +28,7 @@ def shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "cores", lambda: 2)
     monkeypatch.setattr(crew, "cores", lambda: 2)
     monkeypatch.setattr(crew, "_BLOCK", 8)
+    monkeypatch.setattr(spool, "BLOCK", 4)
 
 
 def write_rows(path: Path, task: str) -> Path:
