@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -62,11 +63,16 @@ def _unpack(row: Mapping[str, bytes]) -> Example:
 
 
 _USUAL = {field.name: field.default for field in fields(Example)}
+_OTHERS = [name for name in _USUAL if name != "messages"]
+_others: Callable[[Example], tuple[Any, ...]] = attrgetter(*_OTHERS)
+_NONE = tuple(map(_USUAL.__getitem__, _OTHERS))
 
 
 def _to_data(example: Example) -> dict[str, Any]:
     """What an example has, as plain data."""
-    told = {name: value for name in _USUAL if (value := getattr(example, name)) != _USUAL[name]}
+    told: dict[str, Any] = {}
+    if (others := _others(example)) != _NONE:
+        told = {name: value for name, value in zip(_OTHERS, others, strict=True) if value != _USUAL[name]}
     if example.messages:
         told["messages"] = [(message.role, message.content) for message in example.messages]
     if example.answers:
@@ -88,7 +94,9 @@ def _from_data(told: dict[str, Any]) -> Example:
 
 
 def _weigh(example: Example) -> int:
-    texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
     turns = sum([200 + len(message.content) for message in example.messages])
+    if _others(example) == _NONE:
+        return 500 + turns
+    texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
     others = _weigh(example.rejected) if example.rejected else 0
     return 500 + turns + sum(map(len, filter(None, texts))) + others
