@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow
+import transformers
 from transformers import PreTrainedTokenizerBase
 
 from core import launch, likeness, objectives
@@ -41,12 +42,12 @@ from core.problem import Problem
 from core.spool import BLOCK_BYTES, Spool
 
 ENOUGH = 16 * 1024**2
-"""Bytes of data from which on helpers are worth their start."""
+"""Bytes of data that are worth the start of a helper."""
 
 _BLOCK = 1000
 """Examples that a helper does at once, at most."""
 
-_MOST = 16
+_MOST = 8
 _COUNTERS = ("counts", "labels", "aside_labels", "turns", "scripts", "systems")
 _NUMBERS = ("full", "lengths", "targets", "is_aside")
 
@@ -55,14 +56,10 @@ Told = tuple[dict[str, Any], list[bytes]]
 
 
 class Crew:
-    """Helper processes, started at once; they are there from `with` to its end.
+    """So many helper processes, started at once; they are there from `with` to its end."""
 
-    Args:
-        count: how many; as many as there are cores, unless it is said.
-    """
-
-    def __init__(self, count: int | None = None):
-        self._helpers = [_Helper() for _ in range(min(_MOST, cores()) if count is None else count)]
+    def __init__(self, count: int):
+        self._helpers = [_Helper() for _ in range(count)]
         #: Each twice: while it is at work, it is already given what comes next.
         self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
         for helper in self._helpers * 2:
@@ -92,8 +89,9 @@ class Crew:
         self._here.surveyor = Surveyor(tokens, surveyor.objective, apart=surveyor.apart)
         self._here.settings = settings
         told = {
-            "do": "prepare", "folder": str(folder), "tokenizer": fingerprint(tokens.tokenizer), "max_length": tokens.max_length,
-            "end_ids": sorted(tokens.end_ids), "template": tokens.template, "keeps_lost": tokens.keeps_lost,
+            "do": "prepare", "folder": str(folder), "kind": type(tokens.tokenizer).__name__,
+            "tokenizer": fingerprint(tokens.tokenizer), "max_length": tokens.max_length, "end_ids": sorted(tokens.end_ids),
+            "template": tokens.template, "keeps_lost": tokens.keeps_lost,
             "task": surveyor.objective.facts() | {"task": surveyor.objective.name}, "apart": surveyor.apart,
             "settings": settings.model_dump(mode="json"),
         }  # fmt: skip
@@ -268,9 +266,9 @@ class Hand:
         return _write_part(surveyor.end())
 
     def _prepare(self, told: dict[str, Any]) -> dict[str, Any]:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(told["folder"], **LOCAL)
+        # To look for the class takes longer than to load the tokenizer, and is known already.
+        kind = getattr(transformers, told["kind"], None) or transformers.AutoTokenizer
+        tokenizer = kind.from_pretrained(told["folder"], **LOCAL)
         tokens = Tokens(tokenizer, told["max_length"], set(told["end_ids"]), template=told["template"])
         tokens.keeps_lost = told["keeps_lost"]
         self.surveyor = Surveyor(tokens, objectives.restore(told["task"]), apart=told["apart"])
@@ -291,9 +289,10 @@ def assist() -> None:
             _send(answers, reply)
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_helpers(size: int) -> int:
+    """How many helpers pay for so many bytes of data: one for each core, if there are several and it is enough for all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST, 1 + size // ENOUGH) if cores > 1 and size >= ENOUGH else 0
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -21,7 +21,7 @@ from core import objectives, sources
 from core.config import Config
 from core.dataset import Dataset, find_row
 from core.engine.adapt import Adapted, Weights
-from core.engine.crew import ENOUGH, Crew, cores
+from core.engine.crew import Crew, count_helpers
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
 from core.engine.rows import order_rows, spell_each
@@ -71,7 +71,9 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    with Crew() if _is_large(config) else contextlib.nullcontext() as crew:
+    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
+    helpers = count_helpers(sum(size for _, size in files))
+    with Crew(helpers) if helpers else contextlib.nullcontext() as crew:
         read = (lambda rows: tell(rows, 0)) if tell else None
         material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         tokens, limit = load_tokens(config, where, material.objective)
@@ -94,12 +96,6 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     if folder is not None:
         write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
     return report
-
-
-def _is_large(config: Config) -> bool:
-    """Whether processes of its own for each core pay."""
-    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
-    return cores() > 1 and sum(size for _, size in files) >= ENOUGH
 
 
 def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tokens, int]:

@@ -24,9 +24,7 @@ from core.problem import Problem
 @pytest.fixture
 def shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """All data is large enough, and is done in many pieces."""
-    monkeypatch.setattr(inspection, "ENOUGH", 1)
-    monkeypatch.setattr(inspection, "cores", lambda: 2)
-    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(inspection, "count_helpers", lambda _: 2)
     monkeypatch.setattr(crew, "_BLOCK", 8)
     monkeypatch.setattr(spool, "BLOCK", 4)
 
@@ -104,7 +102,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
     assert "survey" in done and not ("killed" in trouble and "measure" in done)
-    monkeypatch.setattr(inspection, "ENOUGH", 10**9)
+    monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1
 
@@ -148,3 +146,10 @@ def test_helpers_end_with_whoever_started_them(home: Path) -> None:
     one.wait()
     gone, there = psutil.wait_procs(helpers, timeout=60)
     assert len(gone) == 2 and not there
+
+
+def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert [crew.count_helpers(size * crew.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [0, 0, 2, 2, 3, 4, 4]
+    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert crew.count_helpers(10**12) == 0
