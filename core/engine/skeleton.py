@@ -187,24 +187,32 @@ class Skeletons:
         """The skeleton of these roles; None where the template looks at what is said, and where nothing is."""
         key = tuple([turn.role for turn in messages]), answer_next
         if key not in self._known and self._comes_again(key):
-            self._known[key] = self._try(messages, answer_next)
+            self._know(messages, answer_next)
         return self._known.get(key) if all([turn.content.strip() for turn in messages]) else None
+
+    def _know(self, messages: Sequence[Message], answer_next: bool) -> Skeleton | None:
+        key = tuple([turn.role for turn in messages]), answer_next
+        if key not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = self._try(messages, answer_next)
+        return self._known[key]
 
     def _comes_again(self, key: Any) -> bool:
         """What comes once need not be known."""
         if len(self._seen) >= _KNOWN:
-            for known in (self._seen, self._known, self._layouts):
-                known.clear()
+            self._seen.clear()
+            self._layouts.clear()
         if self._blind is None or key in self._seen:
             return self._blind is not None
         self._seen.add(key)
         return False
 
     def _try_layout(self, messages: Sequence[Message], answers: Sequence[int]) -> Layout | None:
-        whole = self._try(messages[: answers[-1] + 1], False)
+        whole = self._know(messages[: answers[-1] + 1], False)
         places = []
         for index in answers:
-            prompt, answered = self._try(messages[:index], True), self._try(messages[: index + 1], False)
+            prompt, answered = self._know(messages[:index], True), self._know(messages[: index + 1], False)
             if whole is None or prompt is None or answered is None:
                 return None
             if not (prompt.begins(answered) and answered.begins(whole)):
