@@ -105,18 +105,22 @@ class Spool(Sequence[T], Generic[T]):
         if not self._batches:
             return self._items[index]
         index %= self._length
-        self._reads += 1
-        if self._reads % _LET_GO_EVERY == 0 and hasattr(mmap, "MADV_DONTNEED"):
-            # What was read long ago need not stay in memory; it is read again from the file if need be.
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        self._count_reads(1)
         block = bisect_right(self._firsts, index) - 1
         return self._unpack(self._batches[block].slice(index - self._firsts[block], 1).to_pylist()[0])
+
+    def _count_reads(self, more: int) -> None:
+        before, self._reads = self._reads, self._reads + more
+        if before // _LET_GO_EVERY < self._reads // _LET_GO_EVERY and hasattr(mmap, "MADV_DONTNEED"):
+            # What was read long ago need not stay in memory; it is read again from the file if need be.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def packed(self, start: int, stop: int) -> list[Mapping[str, Any]]:
         """The things from `start` to before `stop` as they are written: as rows of their columns."""
         self._end_writing()
         if not self._batches:
             return [self._pack(item) for item in self._items[start:stop]]
+        self._count_reads(stop - start)
         rows: list[Mapping[str, Any]] = []
         for block in range(bisect_right(self._firsts, start) - 1, len(self._batches)):
             first = self._firsts[block]

@@ -155,6 +155,8 @@ def test_what_was_let_go_is_read_again(small: None, monkeypatch: pytest.MonkeyPa
     kept = fill(60)
     assert [kept[place] for place in range(60)] == list(kept) == [kept[place] for place in range(60)]
     assert kept._reads == 120
+    assert [from_line(line) for some in ranges(kept, 8) for line in as_lines(kept, some)] == list(kept)
+    assert kept._reads == 180
 
 
 def test_large_things_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
