@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="keep every row's tokens and the report in this folder")
     sub.add_argument("--parent", help="end when the process of this number has ended")
     sub.add_argument("--json", action="store_true")
+    command("assist", _assist, "Share the work of an inspection (what that starts).")
     sub = command("evaluate", _evaluate, "How well a run, or a base model alone, does on a data set.", "target")
     sub.add_argument("--data", required=True, help="a file, a built-in sample or an id on the Hugging Face hub")
     sub.add_argument("--task", help="of a base model: what it is to do (default: the first that it can)")
@@ -444,6 +445,14 @@ def _estimate(options: argparse.Namespace) -> None:
     else:
         for name, value in facts.items():
             print(f"{name:<12} {value}")
+
+
+def _assist(options: argparse.Namespace) -> None:
+    # Rows are spelled without torch, whose start takes longer than that of all else.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from core.engine.crew import assist
+
+    assist()
 
 
 def _check_data(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from core.formats import Example, Recognition
 from core.problem import Problem
 from core.readers import BadRow, Entry, Rows, unreadable
 from core.sources import HUB_ID, looks_like_hub_id
+from core.spool import Spool
 
 __all__ = [
     "HUB_ID", "BadRow", "Dataset", "Rows", "check_count", "find_row", "has_eval_files", "import_file", "load",
@@ -75,9 +76,14 @@ class Dataset:
         return _summarise(self.bad, self.rows, field)
 
 
+Keep = Callable[[], Spool[Example]]
+"""Makes a place for the examples of a data set."""
+
+
 def load(
     source: str | Path, format: str = "auto", columns: Mapping[str, str] | None = None, *, strict: bool = False,
     limit: int | None = None, field: str = "data.train", aside: bool = False, tell: Callable[[int], None] | None = None,
+    keep: Keep = keep_examples,
 ) -> Dataset:  # fmt: skip
     """Read a data set and turn every row into an example.
 
@@ -90,11 +96,12 @@ def load(
         field: the setting that the source stands in, which a Problem is shown beside.
         aside: read the evaluation files of the folders in it (`has_eval_files`) instead.
         tell: is told the rows done now and then; what it raises ends the reading.
+        keep: makes the place for the examples.
 
     Raises:
         Problem: the source cannot be read, its shape is not known, no row is good, or (strict) any row is bad.
     """
-    examples, numbers, bad = keep_examples(), array("q"), _BadRows()
+    examples, numbers, bad = keep(), array("q"), _BadRows()
     count, lead, files = 0, None, []
     with _beside(field):
         for file in _open_files(str(source), limit, "aside" if aside else "eval" if field == "data.eval" else "train"):

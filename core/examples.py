@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from core.formats import Answer, Example, Message
 from core.spool import Spool
@@ -14,9 +17,30 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def keep_examples() -> Spool[Example]:
-    """A place for any number of examples."""
-    return Spool(_columns, _pack, _unpack, weigh=_weigh)
+def keep_examples(written: Callable[[list[bytes]], None] | None = None) -> Spool[Example]:
+    """A place for any number of examples; `written` is given them as lines, some at a time, as soon as they are there."""
+    tell = None if written is None else lambda rows: written([row["example"] for row in rows])
+    return Spool(_columns, _pack, _unpack, weigh=_weigh, written=tell)
+
+
+def ranges(examples: Sequence[Example], most: int) -> Iterator[range]:
+    """All places in order, those together that are worked on together: `most` at most, and fewer of long ones."""
+    assert isinstance(examples, Spool)
+    return examples.ranges(most)
+
+
+def as_lines(examples: Sequence[Example], some: range) -> list[bytes]:
+    """Examples of such a range, each as a line that another process reads."""
+    assert isinstance(examples, Spool)
+    return [row["example"] for row in examples.packed(some.start, some.stop)]
+
+
+def from_line(line: bytes) -> Example:
+    """The example in a line."""
+    try:
+        return _from_data(orjson.loads(line))
+    except ValueError:
+        return _from_data(json.loads(line))
 
 
 def _columns() -> pyarrow.Schema:
@@ -27,19 +51,28 @@ def _columns() -> pyarrow.Schema:
 
 
 def _pack(example: Example) -> dict[str, bytes]:
-    return {"example": json.dumps(_to_data(example), ensure_ascii=False).encode("utf-8", "surrogatepass")}
+    told = _to_data(example)
+    try:
+        return {"example": orjson.dumps(told)}
+    except TypeError:  # half of a character, or a number without end
+        return {"example": json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")}
 
 
 def _unpack(row: Mapping[str, bytes]) -> Example:
-    return _from_data(json.loads(row["example"]))
+    return from_line(row["example"])
 
 
 _USUAL = {field.name: field.default for field in fields(Example)}
+_OTHERS = [name for name in _USUAL if name != "messages"]
+_others: Callable[[Example], tuple[Any, ...]] = attrgetter(*_OTHERS)
+_NONE = tuple(map(_USUAL.__getitem__, _OTHERS))
 
 
 def _to_data(example: Example) -> dict[str, Any]:
     """What an example has, as plain data."""
-    told = {name: value for name in _USUAL if (value := getattr(example, name)) != _USUAL[name]}
+    told: dict[str, Any] = {}
+    if (others := _others(example)) != _NONE:
+        told = {name: value for name, value in zip(_OTHERS, others, strict=True) if value != _USUAL[name]}
     if example.messages:
         told["messages"] = [(message.role, message.content) for message in example.messages]
     if example.answers:
@@ -61,7 +94,9 @@ def _from_data(told: dict[str, Any]) -> Example:
 
 
 def _weigh(example: Example) -> int:
+    turns = sum([200 + len(message.content) for message in example.messages])
+    if _others(example) == _NONE:
+        return 500 + turns
     texts = (example.text, example.tools, example.question, example.context, example.source, example.target)
-    turns = sum(200 + len(message.content) for message in example.messages)
     others = _weigh(example.rejected) if example.rejected else 0
     return 500 + turns + sum(map(len, filter(None, texts))) + others

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 import unicodedata
-import zlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf©®°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§¨ª«¬¯]|â€[\x80-\xbf™œž“”˜¦]|ï»¿|\ufffd")
 _SEPARATORS = regex.compile(r"[^\p{L}\p{N}\p{M}\p{S}]+")
 _ASCII_SEPARATORS = "".join(char for char in map(chr, range(128)) if _SEPARATORS.fullmatch(char)).encode()
+_SMALL = bytes(range(256)).lower()
 
 
 Flags = dict[int, list[str]]
@@ -31,10 +31,14 @@ Flags = dict[int, list[str]]
 
 # What is written without spaces is compared letter by letter.
 _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{N}\p{M}]+")
-_ASCII_WORDS = re.compile("[a-z0-9]+")
-_WORDS_AT_ONCE = 1 << 18
-_WORD, _WORDS_KNOWN = 32, 1 << 17
-_SAY_EVERY = 1000
+#: Bytes of words in small letters, and a zero for what stands between words.
+_IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
+_BLOCK = 1000
+"""Examples that are measured together."""
+_BYTES_AT_ONCE, _PIECE = 1 << 20, 1 << 15
+# An odd number without a pattern, the digits of the golden ratio, and by what it is undone.
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_INVERSE = pow(int(_BASE), -1, 1 << 64)
 
 LEAVABLE = ("duplicate", "near_duplicate", "overlap", "near_overlap", "conflict", "mojibake")
 """What rows can be left out for."""
@@ -43,9 +47,40 @@ REPEATED = frozenset({"duplicate", "near_duplicate"})
 """Of these, what a row has because of another that is trained on."""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is compared of some examples, a number for each: the same number where they are alike.
+
+    Attributes:
+        bare: all that is said, without case, spaces and punctuation (uint64).
+        content: their `content_key` (uint64).
+        garbled: whether text was read in a wrong encoding.
+        labelled: whether another's label may contradict theirs; what is labelled is `text`, and what it is called `label`
+            (uint64).
+        signatures: what `core.likeness` makes of their words.
+    """
+
+    bare: np.ndarray
+    content: np.ndarray
+    garbled: np.ndarray
+    labelled: np.ndarray
+    text: np.ndarray
+    label: np.ndarray
+    signatures: np.ndarray
+
+    def take(self, places: np.ndarray) -> Facts:
+        """Those of some of the examples."""
+        return Facts(*(getattr(self, one.name)[places] for one in fields(self)))
+
+
+Measure = Callable[["Dataset", Sequence[int]], Iterator[Facts]]
+"""The facts of the examples of these indices, some at a time, in their order."""
+
+
 def judge(
-    data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int], tell: Callable[[int], None] | None = None
-) -> tuple[Flags, Flags]:
+    data: Dataset, train: Sequence[int], held: Dataset, aside: Sequence[int], tell: Callable[[int], None] | None = None,
+    measure: Measure | None = None,
+) -> tuple[Flags, Flags]:  # fmt: skip
     """Look at every example that is trained on, and at those of `held` (often `data` itself) that are set aside.
 
     An evaluation row that is trained on has an overlap; of rows that are alike, and of inputs with different labels, all
@@ -53,126 +88,139 @@ def judge(
 
     Args:
         tell: is told how many have been looked at, now and then; what it raises ends the looking.
+        measure: finds the facts, if somebody else shall.
 
     Returns:
         The flags of `data` and those of `held`: the same dictionary when these are the same.
     """
-    look, likes, done = _Look(), _Likeness(), itertools.count(1)
+    apart = held is not data
+    first = sorted(train if apart else [*train, *aside])
+    indices = np.array([*first, *(aside if apart else ())], np.int64)
+    is_aside = np.arange(len(indices)) >= len(first) if apart else np.isin(indices, np.array(aside, np.int64))
+    parts, count = [], 0
+    for dataset, some in ((data, first), *([(held, aside)] if apart else [])):
+        for facts in (measure or measure_each)(dataset, some):
+            parts.append(facts)
+            count += len(facts.bare)
+            if tell:
+                tell(count)
+    found = _compare(parts, is_aside)
     own: Flags = {}
-    others = own if held is data else {}
-
-    def note(flags: Flags, dataset: Dataset, index: int, aside: bool) -> None:
-        example = dataset.examples[index]
-        texts = texts_of(example)
-        if found := look.judge(example, texts, aside):
-            flags[index] = found
-        likes.add(texts, index, aside)
-        if (count := next(done)) % _SAY_EVERY == 0 and tell:
-            tell(count)
-
-    if aside:
-        look.trained = {content_key(data.examples[index]) for index in train}
-    is_aside = set(aside) if held is data else set()
-    for index in sorted([*train, *is_aside]):
-        note(own, data, index, index in is_aside)
-    for index in () if held is data else aside:
-        note(others, held, index, True)
-    look.forget()
-    for index, of_aside in likes.find():
-        flags = (others if of_aside else own).setdefault(index, [])
-        # What is the same is not also nearly the same.
-        if not {"duplicate", "overlap"}.intersection(flags):
-            flags.append("near_overlap" if of_aside else "near_duplicate")
+    others: Flags = {} if apart else own
+    for place in sorted(found):
+        (others if place >= len(first) else own)[int(indices[place])] = found[place]
     return own, others
 
 
-class _Likeness:
-    """Finds what is nearly the same, by the words of rows."""
-
-    def __init__(self) -> None:
-        #: Of the rows to train on, and of those set aside: which they are, and their signatures.
-        self._indices = (array("q"), array("q"))
-        self._signatures: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._words = (array("I"), array("I"))
-        self._starts = (array("q", [0]), array("q", [0]))
-
-    def add(self, texts: Sequence[str], index: int, aside: bool) -> None:
-        for text in texts:
-            words = _ASCII_WORDS if text.isascii() else _WORDS
-            self._words[aside].extend(map(_hashes.__getitem__, words.findall(text.lower())))
-        self._starts[aside].append(len(self._words[aside]))
-        self._indices[aside].append(index)
-        if len(self._words[aside]) > _WORDS_AT_ONCE:
-            self._sign(aside)
-
-    def _sign(self, aside: bool) -> None:
-        words, starts = self._words[aside], self._starts[aside]
-        self._signatures[aside].append(likeness.signatures(np.asarray(words), np.asarray(starts)))
-        del words[:], starts[1:]
-
-    def find(self) -> Iterator[tuple[int, bool]]:
-        """Rows that resemble one before them that is trained on, and whether they are set aside."""
-        for aside in (False, True):
-            self._sign(aside)
-        # Those to train on first: what is set aside is compared with them all.
-        count = len(self._indices[0])
-        joined = np.empty((count + len(self._indices[1]), likeness.SLOTS), np.uint32)
-        place = 0
-        for parts in self._signatures:
-            while parts:
-                # Each is let go as it is copied: of a million rows they take a quarter of a gigabyte.
-                part = parts.pop(0)
-                joined[place : place + len(part)] = part
-                place += len(part)
-        pairs = likeness.find_pairs(joined)
-        for earlier, later in pairs.tolist():
-            if earlier < count:
-                yield (self._indices[0][later], False) if later < count else (self._indices[1][later - count], True)
+def _compare(parts: list[Facts], is_aside: np.ndarray) -> Flags:
+    """What is wrong with each of these, by its place among them; lets go of the parts."""
+    names = ("bare", "content", "garbled", "labelled", "text", "label")
+    bare, content, garbled, labelled, text, label = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in names
+    )
+    trained, aside, labelled = np.flatnonzero(~is_aside), np.flatnonzero(is_aside), np.flatnonzero(labelled)
+    _, firsts, which = np.unique(text[labelled], return_index=True, return_inverse=True)
+    flagged = {
+        "mojibake": np.flatnonzero(garbled),
+        "overlap": aside[np.isin(content[aside], content[trained])],
+        "duplicate": np.delete(trained, np.unique(bare[trained], return_index=True)[1]),
+        "conflict": labelled[label[labelled] != label[labelled[firsts[which]]]],
+    }
+    found: Flags = {}
+    for name, places in flagged.items():
+        for place in places.tolist():
+            found.setdefault(place, []).append(name)
+    # Those to train on first: what is set aside is compared with them all.
+    order = np.concatenate([trained, aside])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    joined = np.empty((len(order), likeness.SLOTS), np.uint32)
+    place = 0
+    while parts:
+        # Each is let go as it is copied: of a million rows they take a quarter of a gigabyte.
+        signatures = parts.pop(0).signatures
+        joined[rank[place : place + len(signatures)]] = signatures
+        place += len(signatures)
+    for earlier, later in likeness.find_pairs(joined).tolist():
+        flags = found.setdefault(int(order[later]), []) if earlier < len(trained) else ["overlap"]
+        # What is the same is not also nearly the same.
+        if not {"duplicate", "overlap"}.intersection(flags):
+            flags.append("near_overlap" if later >= len(trained) else "near_duplicate")
+    return found
 
 
-class _Hashes(dict[str, int]):
-    """The number of every word, known for those seen lately."""
-
-    def __missing__(self, word: str) -> int:
-        found = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-        if len(word) <= _WORD:
-            if len(self) >= _WORDS_KNOWN:
-                self.clear()
-            self[word] = found
-        return found
+def measure_each(data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:
+    """The facts of the examples of these indices, found in this process."""
+    for start in range(0, max(1, len(indices)), _BLOCK):
+        yield measure(data.examples[index] for index in indices[start : start + _BLOCK])
 
 
-_hashes = _Hashes()
+def measure(examples: Iterable[Example]) -> Facts:
+    """The facts of some examples."""
+    bare, content, garbled, labels = [], [], [], []
+    words: list[bytes] = []
+    signatures = [np.empty((0, likeness.SLOTS), np.uint32)]
+    size = 0
+    for example in examples:
+        text = "\n".join(texts_of(example))
+        if text.isascii():
+            data = text.encode()
+            garbled.append(False)
+            bare.append(_digest(data.translate(_SMALL, _ASCII_SEPARATORS) or data))
+            words.append(data)
+        else:
+            garbled.append(_MOJIBAKE.search(text) is not None)
+            bare.append(_digest(_encode(_SEPARATORS.sub("", text.casefold()) or text)))
+            words.append(_encode(" ".join(_WORDS.findall(text.lower()))))
+        content.append(content_key(example))
+        size += len(words[-1])
+        if size > _BYTES_AT_ONCE:
+            signatures.append(likeness.signatures(*_number_words(words)))
+            words, size = [], 0
+        is_labelled = example.labels is not None and not example.several
+        told = (example.text or "", "\n".join(example.labels or ())) if is_labelled else ()
+        labels.append((is_labelled, *(_digest(_encode(one)) for one in told)) if told else (False, 0, 0))
+    labelled, given, told = zip(*labels, strict=True) if labels else ((), (), ())
+    numbers = (np.array(column, np.uint64) for column in (bare, content, given, told))
+    keys, contents, texts, names = numbers
+    signatures.append(likeness.signatures(*_number_words(words)))
+    joined = np.concatenate(signatures)
+    return Facts(keys, contents, np.array(garbled, bool), np.array(labelled, bool), texts, names, joined)
 
 
-class _Look:
-    """What is remembered of the examples seen so far."""
+@lru_cache(maxsize=4)
+def _make_powers(base: int, size: int) -> np.ndarray:
+    powers = np.full(size, base, np.uint64)
+    return np.multiply.accumulate(powers, out=powers)
 
-    def __init__(self) -> None:
-        self.trained: set[int] = set()
-        self._seen: set[int] = set()
-        self._labels: dict[int, int] = {}
 
-    def forget(self) -> None:
-        """Let go of all that."""
-        for one in (self.trained, self._seen, self._labels):
-            one.clear()
+def _powers(base: int, most: int) -> np.ndarray:
+    """The powers of a number, modulo 2 to the 64, from the first on; more than `most`."""
+    return _make_powers(base, 2 * _PIECE if most < 2 * _PIECE else most + 1)
 
-    def judge(self, example: Example, texts: Sequence[str], is_aside: bool) -> list[str]:
-        flags, text = [], "\n".join(texts)
-        if not text.isascii() and _MOJIBAKE.search(text):
-            flags.append("mojibake")
-        if is_aside and content_key(example) in self.trained:
-            flags.append("overlap")
-        elif not is_aside:
-            key = _digest(_bare(text) or text)
-            flags += ["duplicate"] if key in self._seen else []
-            self._seen.add(key)
-        if example.labels is not None and not example.several:
-            given, told = _digest(example.text or ""), _digest("\n".join(example.labels))
-            if self._labels.setdefault(given, told) != told:
-                flags.append("conflict")
-        return flags
+
+def _number_words(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The words of some rows as numbers, uint32, and where those of each row begin, and the last ones end."""
+    joined = b"\0".join(rows).translate(_IN_WORDS)
+    numbers, begins, start = [], [], 0
+    while start < len(joined):
+        stop = joined.find(b"\0", start + _PIECE)
+        stop = len(joined) if stop < 0 else stop
+        letters = np.zeros(stop - start + 2, np.uint64)
+        letters[1:-1] = np.frombuffer(joined, np.uint8, stop - start, start)
+        edges = np.flatnonzero(np.diff(letters != 0))
+        # A word is the sum of its letters times the powers of a number, as if it stood at the beginning.
+        powers = _powers(int(_BASE), stop - start)[: stop - start + 1]
+        letters[1:] *= powers
+        sums = np.cumsum(letters)
+        found = (sums[edges[1::2]] - sums[edges[::2]]) * _powers(_INVERSE, stop - start)[edges[::2]]
+        numbers.append(((found ^ (found >> np.uint64(29))) * _BASE >> np.uint64(32)).astype(np.uint32))
+        begins.append(edges[::2] + start)
+        start = stop
+    ends = np.cumsum([0, *(len(row) + 1 for row in rows)])
+    if not numbers:
+        return np.zeros(0, np.uint32), np.zeros(len(ends), np.int64)
+    return np.concatenate(numbers), np.searchsorted(np.concatenate(begins), ends)
 
 
 def texts_of(example: Example) -> list[str]:
@@ -195,7 +243,8 @@ def content_key(example: Example) -> int:
         texts = [example.text]
     else:
         texts = [text for turn in example.messages for text in (turn.role, turn.content)]
-    return _digest("\0".join(map(_plain, texts)))
+    # What parts the texts stands by itself, so that it makes no difference how they begin and end.
+    return _digest(_encode(_plain(" \0 ".join(texts))))
 
 
 def _plain(text: str) -> str:
@@ -203,12 +252,9 @@ def _plain(text: str) -> str:
     return " ".join(folded.split())
 
 
-def _bare(text: str) -> str:
-    """Without case, spaces and punctuation."""
-    if text.isascii():
-        return text.encode().lower().translate(None, _ASCII_SEPARATORS).decode()
-    return _SEPARATORS.sub("", text.casefold())
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

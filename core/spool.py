@@ -41,6 +41,7 @@ class Spool(Sequence[T], Generic[T]):
         pack: a thing as a row of these columns.
         unpack: the inverse.
         weigh: how many bytes a thing takes in memory, roughly.
+        written: is given the rows that were just written, in their order; then nothing waits in memory for others.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Spool(Sequence[T], Generic[T]):
         pack: Callable[[T], Mapping[str, Any]],
         unpack: Callable[[Mapping[str, Any]], T],
         weigh: Callable[[T], int],
+        written: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     ):
+        self._written = written
         self._weigh, self._weight = weigh, 0
         self._schema, self._pack, self._unpack = schema, pack, unpack
         self._items: list[T] = []
@@ -74,7 +77,7 @@ class Spool(Sequence[T], Generic[T]):
         self._length += 1
         self._weight += self._weigh(item)
         if self._writer is None:
-            if self._weight > IN_MEMORY:
+            if self._weight > IN_MEMORY or self._written is not None:
                 self._write()
         elif len(self._items) >= BLOCK or self._weight > BLOCK_BYTES:
             self._write()
@@ -102,12 +105,44 @@ class Spool(Sequence[T], Generic[T]):
         if not self._batches:
             return self._items[index]
         index %= self._length
-        self._reads += 1
-        if self._reads % _LET_GO_EVERY == 0 and hasattr(mmap, "MADV_DONTNEED"):
-            # What was read long ago need not stay in memory; it is read again from the file if need be.
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        self._count_reads(1)
         block = bisect_right(self._firsts, index) - 1
         return self._unpack(self._batches[block].slice(index - self._firsts[block], 1).to_pylist()[0])
+
+    def _count_reads(self, more: int) -> None:
+        before, self._reads = self._reads, self._reads + more
+        if before // _LET_GO_EVERY < self._reads // _LET_GO_EVERY and hasattr(mmap, "MADV_DONTNEED"):
+            # What was read long ago need not stay in memory; it is read again from the file if need be.
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def packed(self, start: int, stop: int) -> list[Mapping[str, Any]]:
+        """The things from `start` to before `stop` as they are written: as rows of their columns."""
+        self._end_writing()
+        if not self._batches:
+            return [self._pack(item) for item in self._items[start:stop]]
+        self._count_reads(stop - start)
+        rows: list[Mapping[str, Any]] = []
+        for block in range(bisect_right(self._firsts, start) - 1, len(self._batches)):
+            first = self._firsts[block]
+            if first >= stop:
+                break
+            low = max(0, start - first)
+            rows += self._batches[block].slice(low, stop - first - low).to_pylist()
+        return rows
+
+    def ranges(self, most: int) -> Iterator[range]:
+        """All places in order, those together that can be in memory together: `most` at most, and fewer of heavy things."""
+        self._end_writing()
+        ends = self._firsts[1:] or [*range(most, self._length, most), self._length]
+        weights = [batch.nbytes for batch in self._batches] or [0] * len(ends)
+        start = stop = weight = 0
+        for end, more in zip(ends, weights, strict=True):
+            if stop > start and (end - start > most or weight + more > BLOCK_BYTES):
+                yield range(start, stop)
+                start, weight = stop, 0
+            stop, weight = end, weight + more
+        if stop > start:
+            yield range(start, stop)
 
     def _write(self) -> None:
         """Put what is in memory into the file."""
@@ -124,10 +159,15 @@ class Spool(Sequence[T], Generic[T]):
             for some in self._cut():
                 rows = [self._pack(item) for item in some]
                 self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._columns))
+                if self._written is not None:
+                    self._written(rows)
         self._items, self._weight = [], 0
 
     def _cut(self) -> Iterator[list[T]]:
         """What is in memory in blocks, each small enough to be unpacked at once."""
+        if len(self._items) <= BLOCK and self._weight <= BLOCK_BYTES:
+            yield self._items
+            return
         block: list[T] = []
         weight = 0
         for item in self._items:

@@ -18,10 +18,11 @@ from core import objectives
 from core.config import ModelSettings
 from core.engine.adapt import Adapted, Weights
 from core.engine.adapter_files import check_bytes, digest
-from core.engine.data import Reader, Tokens
+from core.engine.data import Reader
 from core.engine.generate import Sampling, TextStream, generate
 from core.engine.model import choose_dtype, end_token_ids, find_device, has_trained_head, load_model, longest_input
 from core.engine.predict import Found, classify, find_answer
+from core.engine.tokens import Tokens
 from core.formats import Message
 from core.model import check_safety, locate, possible_tasks
 from core.objectives import Objective

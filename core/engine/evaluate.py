@@ -14,10 +14,11 @@ import torch
 from core import dataset, objectives
 from core.config import Config
 from core.engine.chat import Speaker, restore_task
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.generate import GREEDY, answer
 from core.engine.model import padding_token
 from core.engine.rows import Rows, spell
+from core.engine.tokens import Tokens
 from core.formats import Example
 from core.objectives import Objective
 from core.objectives.classification import Classification

@@ -18,7 +18,7 @@ from transformers.generation import (
 )
 
 from core.config import Settings
-from core.engine.data import Tokens
+from core.engine.tokens import Tokens
 from core.problem import Problem
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-import re
 import time
-from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,21 @@ import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
-from core import objectives
+from core import objectives, sources
 from core.config import Config
-from core.dataset import find_row
+from core.dataset import Dataset, find_row
 from core.engine.adapt import Adapted, Weights
-from core.engine.data import Tokens
+from core.engine.crew import Crew, count_helpers
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
-from core.engine.rows import Spelled, order_rows, spell_each
+from core.engine.rows import order_rows, spell_each
+from core.engine.survey import REFUSED, SCHEMA, SHOWN, Part, Surveyor
+from core.engine.tokens import Tokens
 from core.findings import KINDS, SEVERITIES, Finding
-from core.formats import Example
-from core.judgement import LEAVABLE, Flags, texts_of
+from core.judgement import LEAVABLE, Flags
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
-from core.objectives import AnswerRow, Objective, Row
-from core.problem import Problem
+from core.objectives import Objective
 from core.runs import write_whole
 
 ROWS_FILE, REPORT_FILE, TOKENIZER_FILE = "rows.arrow", "report.json", "tokenizer.json"
@@ -41,33 +40,13 @@ ROWS_FILE, REPORT_FILE, TOKENIZER_FILE = "rows.arrow", "report.json", "tokenizer
 BATCH = 500
 """Rows of ROWS_FILE that lie together."""
 
-_SCHEMA = pyarrow.schema(
-    {
-        "number": pyarrow.int64(),
-        "aside": pyarrow.bool_(),
-        "ids": pyarrow.list_(pyarrow.int32()),
-        "learned": pyarrow.list_(pyarrow.bool_()),
-        "lost": pyarrow.list_(pyarrow.int32()),
-        "findings": pyarrow.list_(pyarrow.string()),
-    }
-)
-_SHOWN = 20
 _TOKENS_AT_ONCE = 1_000_000
 _SAY_EVERY = 0.5
 _GUESSED_BATCH = 8
 _SKETCHED_WORDS = 64
 _BINS = 40
-_SYSTEM_PROMPTS = 200
 _TEMPLATE = ("refused", "dropped_system", "double_start")
 _TOO_LONG = ("unlearned", "cut_answer", "cut", "shortened", "dropped")
-
-SCRIPTS = {
-    "Latin": "A-Za-zÀ-ɏ", "Han": "㐀-䶿一-鿿", "Kana": "぀-ヿ", "Hangul": "가-힯", "Cyrillic": "Ѐ-ӿ", "Greek": "Ͱ-Ͽ",
-    "Arabic": "؀-ۿ", "Hebrew": "֐-׿", "Devanagari": "ऀ-ॿ", "Thai": "฀-๿",
-}  # fmt: skip
-"""Writing systems that are told apart, as ranges of characters."""
-_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
-
 
 Tell = Callable[[int, int], None]
 
@@ -92,19 +71,25 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    material = Material.read(config, (lambda rows: tell(rows, 0)) if tell else None)
-    tokens, limit = load_tokens(config, where, material.objective)
-    tokens.keeps_lost = True
-    look = _Look(material, tokens, config, limit)
-    if folder is None:
-        for _ in look.read(tell):
-            pass
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokens.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-        with pyarrow.OSFile(str(folder / ROWS_FILE), "wb") as file, pyarrow.ipc.new_file(file, _SCHEMA) as writer:
-            for batch in look.read(tell):
-                writer.write_batch(batch)
+    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
+    helpers = count_helpers(sum(size for _, size in files))
+    with Crew(helpers) if helpers else contextlib.nullcontext() as crew:
+        read = (lambda rows: tell(rows, 0)) if tell else None
+        material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
+        tokens, limit = load_tokens(config, where, material.objective)
+        tokens.keeps_lost = True
+        look = _Look(material, tokens, config, limit)
+        if crew is not None:
+            crew.prepare(look.surveyor, config.data, where)
+        if folder is None:
+            for _ in look.read(tell, crew):
+                pass
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            tokens.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+            with pyarrow.OSFile(str(folder / ROWS_FILE), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA) as writer:
+                for batch in look.read(tell, crew):
+                    writer.write_batch(batch)
     report = look.report()
     report["seconds"] = time.monotonic() - began
     report["rows_per_second"] = report["rows"] / max(report["seconds"], 1e-9)
@@ -168,181 +153,96 @@ class _Look:
     def __init__(self, material: Material, tokens: Tokens, config: Config, limit: int):
         self.material, self.tokens, self.config, self.limit = material, tokens, config, limit
         self.total = sum(map(len, (material.train, material.aside, *material.left_out)))
-        self.full = array("q")
-        self.lengths = array("q")
-        self.targets = array("q")
-        self.is_aside = array("b")
         self.apart = material.held is not material.data
         files = (material.data.files, material.held.files if self.apart else ())
         #: Names and rows of those that are read, and of those that are measured on alone; where they are several.
         self.files = files if sum(map(len, files)) > 1 else ((), ())
-        self.found: dict[str, list[tuple[int, bool]]] = {name: [] for name in KINDS}
-        self.counts: Counter[str] = Counter()
-        self.refusals: list[Problem] = []
-        self.labels: Counter[str] = Counter()
-        self.aside_labels: Counter[str] = Counter()
-        self.turns: Counter[int] = Counter()
-        self.scripts: Counter[str] = Counter()
-        self.systems: Counter[str] = Counter()
-        self.keeps_system: dict[str, bool] = {}
-        added = tokens.tokenizer.added_tokens_decoder.values()
-        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        self.writes = writes = material.objective.model_kind == "causal_lm"
-        self.talks = writes and material.objective.name != "text"
-        self.special = re.compile("|".join(map(re.escape, special))) if special and writes else None
-        self.special_starts = {text[0] for text in special}
+        self.surveyor = Surveyor(tokens, material.objective, apart=self.apart)
+        self.all = Part()
         self.flags: tuple[Flags, Flags] = ({}, {})
-        self.table = _Table()
-        self.first: Row | None = None
+        self._left_out = tuple(map(frozenset, material.left_out))
+        self._aside = frozenset() if self.apart else self._left_out[1].union(material.aside)
 
-    def read(self, tell: Tell | None) -> Iterator[pyarrow.RecordBatch]:
+    def read(self, tell: Tell | None, crew: Crew | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Take in every row; yields them as tables."""
-        objective, data = self.material.objective, self.config.data
-        own, apart = self.material.data, self.material.held is not self.material.data
-        left_out = tuple(map(frozenset, self.material.left_out))
-        aside = set() if apart else left_out[1].union(self.material.aside)
-        # In the order of the file, whatever is trained on.
-        parts = [(own, range(len(own.examples)), "data.train")]
-        if apart:
-            field = "data.eval" if data.eval else "data.train"
-            parts.append((self.material.held, range(len(self.material.held.examples)), field))
         if tell:
             tell(0, self.total)
         # The first look is the shorter one.
         first = self.total // 5
-        self.flags = self.material.judge((lambda count: tell(count // 5, self.total)) if tell else None)
+        told = (lambda count: tell(count // 5, self.total)) if tell else None
+        self.flags = self.material.judge(told, crew and crew.measure)
         done, said = 0, time.monotonic()
-        if own.examples[0].judged:
-            # No task can learn them; what they hold is known all the same.
-            for index, example in enumerate(own.examples):
-                self._note([*self.flags[0].get(index, []), *self._judge(example, False), "judged"], own.numbers[index])
-            parts = []
-        for dataset, indices, source in parts:
-            for index, spelled in spell_each(dataset, indices, objective, self.tokens, data, source):
-                is_aside = dataset is not own or index in aside
-                flags = self.flags[dataset is not own].get(index, [])
-                found = ["left_out"] if index in left_out[is_aside] else flags
-                self._take(dataset.examples[index], dataset.numbers[index], found, spelled, is_aside)
-                done += 1
-                if len(self.table) >= BATCH or self.table.tokens > _TOKENS_AT_ONCE:
-                    yield self.table.take()
-                if tell and time.monotonic() - said > _SAY_EVERY:
-                    tell(first + done * 4 // 5, self.total)
-                    said = time.monotonic()
-        yield self.table.take()
+        for part, examples in self._survey(crew):
+            self.all.add(part)
+            if part.rows is not None:
+                yield part.rows
+            done += examples
+            if tell and time.monotonic() - said > _SAY_EVERY:
+                tell(first + done * 4 // 5, self.total)
+                said = time.monotonic()
         if tell:
             tell(self.total, self.total)
 
-    def _take(self, example: Example, number: int, found: list[str], spelled: Spelled, is_aside: bool) -> None:
-        """One example, what its content tells (`found`), and its rows."""
-        is_left_out = found == ["left_out"]
-        flags = found if is_left_out else [*found, *self._judge(example, is_aside)]
-        if isinstance(spelled, Problem):
-            self._note(flags if is_left_out else [*flags, "refused"], number, is_aside)
-            self.refusals += [] if is_left_out else [spelled]
+    def _survey(self, crew: Crew | None) -> Iterator[tuple[Part, int]]:
+        """What is found of some examples after others, and how many they are, in the order of the file."""
+        own, surveyor, data = self.material.data, self.surveyor, self.config.data
+        if own.examples[0].judged:
+            # No task can learn them; what they hold is known all the same.
+            for index, example in enumerate(own.examples):
+                surveyor.note(
+                    [*self.flags[0].get(index, []), *surveyor.judge(example, False), "judged"], own.numbers[index]
+                )
+            yield surveyor.end(), len(own.examples)
             return
-        if is_left_out:
-            # The tokenizer counted them as well, and a training will not.
-            self.tokens.cut -= sum(bool(row.ids and row.lost) for row in spelled)
-            self.tokens.dropped -= any(not row.ids for row in spelled)
-        noted = dict.fromkeys(flags)
-        for row in spelled:
-            (ids, learned), targets = _spread(row), row.targets
-            own = [] if is_left_out else self._judge_row(row, learned, targets)
-            noted |= dict.fromkeys(own)
-            if not is_left_out:
-                self.full.append(row.whole)
-            if targets and not is_left_out:
-                self.lengths.append(row.length)
-                self.targets.append(targets)
-                self.is_aside.append(is_aside)
-                self.first = self.first or row
-            self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
-        # A row that became several counts once.
-        self._note(list(noted), number, is_aside)
+        parts = [(own, "data.train")]
+        if self.apart:
+            parts.append((self.material.held, "data.eval" if data.eval else "data.train"))
+        for dataset, field in parts:
+            if crew is not None:
+                yield from crew.survey(dataset, field, partial(self._know, dataset), surveyor.objective)
+                continue
+            indices, count = range(len(dataset.examples)), 0
+            for index, spelled in spell_each(dataset, indices, surveyor.objective, self.tokens, data, field):
+                is_aside, found = self._know(dataset, index)
+                surveyor.take(dataset.examples[index], dataset.numbers[index], found, spelled, is_aside)
+                count += 1
+                if len(surveyor.table) >= BATCH or surveyor.table.tokens > _TOKENS_AT_ONCE or count >= BATCH:
+                    yield surveyor.end(), count
+                    count = 0
+            yield surveyor.end(), count
 
-    def _note(self, flags: Sequence[str], number: int, is_aside: bool = False) -> None:
-        place = number, is_aside and self.apart
-        for flag in flags:
-            self.counts[flag] += 1
-            rows = self.found[flag]
-            if len(rows) < _SHOWN and place not in rows[-1:]:
-                rows.append(place)
-
-    def _judge(self, example: Example, is_aside: bool) -> list[str]:
-        """What the model's template and tokenizer would make of its texts."""
-        flags = []
-        texts = texts_of(example)
-        self.scripts[_script(texts)] += 1
-        if example.messages:
-            self.turns[sum(message.role == "user" for message in example.messages)] += 1
-            if example.messages[0].role == "system":
-                flags += self._judge_system(example)
-        for label in example.labels or ():
-            (self.aside_labels if is_aside else self.labels)[label] += 1
-        # Letters are looked for in a fraction of the time, and most texts have none of these.
-        likely = self.special and [text for text in texts if any(map(text.__contains__, self.special_starts))]
-        if likely and any(map(self.special.search, likely)):
-            flags.append("special")
-        return flags
-
-    def _judge_system(self, example: Example) -> list[str]:
-        """Whether the template passes the system prompt on: tried once for each of the first few hundred."""
-        system = example.messages[0].content.strip()
-        self.systems[system[:1000]] += 1
-        if system not in self.keeps_system and len(self.keeps_system) < _SYSTEM_PROMPTS and self.talks:
-            try:
-                said = self.tokens.render(example.messages)
-                self.keeps_system[system] = " ".join(system.split()) in " ".join(said.split())
-            except Problem:
-                self.keeps_system[system] = True  # it is told of as refused
-        return [] if self.keeps_system.get(system, True) else ["dropped_system"]
-
-    def _judge_row(self, row: Row, learned: Sequence[bool], targets: int) -> list[str]:
-        if not row.ids:
-            return ["dropped"]
-        flags = []
-        start = self.tokens.tokenizer.bos_token_id
-        if start is not None and row.ids[:2] == [start, start]:
-            flags.append("double_start")
-        if not targets:
-            flags.append("unlearned")
-        elif row.lost or row.left_out:
-            flags.append(
-                "cut_answer" if self.talks and row.lost and learned[-1] else "cut" if row.lost else "shortened"
-            )
-        elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
-            flags.append("cut_answer")
-        elif self.talks:
-            # Most end with it.
-            pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
-            if not any(trained and token in self.tokens.end_ids for token, trained in pairs):
-                flags.append("endless")
-        return flags
+    def _know(self, dataset: Dataset, index: int) -> tuple[bool, list[str]]:
+        """Whether an example is set aside, and what its content tells."""
+        is_held = dataset is not self.material.data
+        is_aside = is_held or index in self._aside
+        return is_aside, ["left_out"] if index in self._left_out[is_aside] else self.flags[is_held].get(index, [])
 
     def report(self) -> dict[str, Any]:
         """All of it in numbers, as plain data."""
         data, objective = self.material.data, self.material.objective
-        lengths, full = np.asarray(self.lengths), np.asarray(self.full)
+        lengths, full = np.asarray(self.all.lengths), np.asarray(self.all.full)
         bad = [(row.row, False) for row in data.bad]
         bad += [(row.row, True) for row in self.material.held.bad] if self.apart else []
         problems = [*data.problems()]
         if bad:
-            self.counts["bad"], self.found["bad"] = len(bad), bad[:_SHOWN]
-        if self.writes and padding_token(self.tokens.tokenizer) in self.tokens.end_ids:
-            self.counts["pad_is_end"] = len(lengths)
-        for missing, named in ((self.labels, self.aside_labels), (self.aside_labels, self.labels)):
+            self.all.counts["bad"], self.all.found["bad"] = len(bad), bad[:SHOWN]
+        if (
+            self.material.objective.model_kind == "causal_lm"
+            and padding_token(self.tokens.tokenizer) in self.tokens.end_ids
+        ):
+            self.all.counts["pad_is_end"] = len(lengths)
+        for missing, named in ((self.all.labels, self.all.aside_labels), (self.all.aside_labels, self.all.labels)):
             if missing and (unknown := set(named) - set(missing)):
-                self.counts["unlearned_label" if missing is self.labels else "unmeasured_label"] = sum(
+                self.all.counts["unlearned_label" if missing is self.all.labels else "unmeasured_label"] = sum(
                     map(named.__getitem__, unknown)
                 )
-        few = {label for label, count in self.labels.items() if count < 2}
-        if self.talks and self.tokens.plain:
-            self.counts["plain"] = len(lengths)
+        few = {label for label, count in self.all.labels.items() if count < 2}
+        if self.surveyor.talks and self.tokens.plain:
+            self.all.counts["plain"] = len(lengths)
         if few:
-            self.counts["lonely_label"] = sum(self.labels[label] for label in few)
-        trained = int(np.sum(self.targets))
-        learnable = int(np.sum(np.asarray(self.is_aside) == 0)) if len(lengths) else 0
+            self.all.counts["lonely_label"] = sum(self.all.labels[label] for label in few)
+        trained = int(np.sum(self.all.targets))
+        learnable = int(np.sum(np.asarray(self.all.is_aside) == 0)) if len(lengths) else 0
         findings = self._findings(int(full.max()) if len(full) else 0)
         return {
             "format": data.format,
@@ -353,11 +253,11 @@ class _Look:
             "train_rows": learnable,
             "aside_rows": len(lengths) - learnable,
             "bad_rows": len(bad),
-            "refused_rows": self.counts["refused"],
-            "empty_rows": self.counts["unlearned"],
-            "cut_rows": self.tokens.cut,
-            "dropped_rows": self.tokens.dropped,
-            "left_out_rows": self.counts["left_out"],
+            "refused_rows": self.all.counts["refused"],
+            "empty_rows": self.all.counts["unlearned"],
+            "cut_rows": self.all.cut,
+            "dropped_rows": self.all.dropped,
+            "left_out_rows": self.all.counts["left_out"],
             "tokens": int(lengths.sum()) if len(lengths) else 0,
             "trained_tokens": trained,
             "longest": int(lengths.max()) if len(lengths) else 0,
@@ -370,35 +270,33 @@ class _Look:
             "tasks": list(objectives.fitting(data.examples[0])),
             "task": objective.name,
             "model": self.config.model.name,
-            "labels": dict(self.labels + self.aside_labels),
-            "turns": {str(turns): count for turns, count in sorted(self.turns.items())},
-            "scripts": dict(self.scripts.most_common()),
-            "systems": {"rows": sum(self.systems.values()), "kinds": len(self.systems), "most": self.systems.most_common(3)},
+            "labels": dict(self.all.labels + self.all.aside_labels),
+            "turns": {str(turns): count for turns, count in sorted(self.all.turns.items())},
+            "scripts": dict(self.all.scripts.most_common()),
+            "systems": {"rows": sum(self.all.systems.values()), "kinds": len(self.all.systems), "most": self.all.systems.most_common(3)},
             "own_template": self.tokens.own_template,
             "findings": [finding.to_data() for finding in findings],
             "starts": learnable > 0,
-            "problems": [str(problem) for problem in [*problems, *self.refusals[:10]]],
-            "preview": [] if self.first is None else [
-                (self.tokens.tokenizer.decode([token]), learned) for token, learned in self.first.shown()
-            ],
+            "problems": [str(problem) for problem in [*problems, *self.all.refusals[:REFUSED]]],
+            "preview": [(self.tokens.tokenizer.decode([token]), learned) for token, learned in self.all.first or ()],
         }  # fmt: skip
 
     def _findings(self, longest: int) -> list[Finding]:
         """What was found, worst first; within a severity what concerns the most rows."""
         found = []
         for name in KINDS:
-            if count := self.counts[name]:
+            if count := self.all.counts[name]:
                 remedies = self._remedies(longest) if name in _TOO_LONG else []
                 if name in LEAVABLE:
                     remedies = [{"data.leave_out": [*self.config.data.leave_out, name]}]
                 elif name == "left_out":
                     remedies = [{"data.leave_out": []}]
-                elif name in _TEMPLATE and self.talks and not self.tokens.plain:
-                    by_template = name != "refused" or any(one.field == "data.template" for one in self.refusals)
+                elif name in _TEMPLATE and self.surveyor.talks and not self.tokens.plain:
+                    by_template = name != "refused" or any(one.field == "data.template" for one in self.all.refusals)
                     remedies = [{"data.template": "plain"}] if by_template else []
                 elif name == "plain" and self.tokens.own_template:
                     remedies = [{"data.template": "model"}]
-                places = [find_row(self.files[is_held], number) for number, is_held in self.found[name]]
+                places = [find_row(self.files[is_held], number) for number, is_held in self.all.found.get(name, ())]
                 files = tuple(file for file, _ in places if file)
                 found.append(Finding(name, count, tuple(row for _, row in places), tuple(remedies), files))
         return sorted(found, key=lambda one: (SEVERITIES.index(one.severity), -one.count))
@@ -409,13 +307,13 @@ class _Look:
         ways = []
         if longest > data.max_length < self.limit:
             ways.append({"data.max_length": min(-(-longest // 64) * 64, self.limit)})
-        several = self.material.objective.name == "chat" and max(self.turns, default=0) > 1
+        several = self.material.objective.name == "chat" and max(self.all.turns, default=0) > 1
         ways += [{"data.too_long": way} for way in (("oldest", "split") if several else ()) if way != data.too_long]
         return [*ways, {"data.too_long": "cut" if data.too_long == "drop" else "drop"}]
 
     def _padding(self) -> dict[str, float]:
         """The share of padding in the batches of the first epoch, with every row in a line of its own, and packed."""
-        lengths = [int(one) for one, aside in zip(self.lengths, self.is_aside, strict=True) if not aside]
+        lengths = [int(one) for one, aside in zip(self.all.lengths, self.all.is_aside, strict=True) if not aside]
         size = self.config.train.batch_size
         size = size if isinstance(size, int) else _GUESSED_BATCH
         order = order_rows(len(lengths), self.config.train.seed, 0)
@@ -438,54 +336,6 @@ def _count_packed(lengths: Sequence[int], most: int) -> int:
         else:
             bins[place] += length
     return max(bins) * len(bins)
-
-
-class _Table:
-    """Rows of ROWS_FILE on their way there."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-        self._ends: dict[str, list[int]] = {name: [0] for name in ("ids", "learned", "lost")}
-
-    def __len__(self) -> int:
-        return len(self._columns["number"])
-
-    @property
-    def tokens(self) -> int:
-        return len(self._columns["ids"]) + len(self._columns["lost"])
-
-    def add(
-        self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[bool], lost: Sequence[int], findings: list[str]
-    ) -> None:  # fmt: skip
-        """One row of tokens."""
-        for name, value in (("number", number), ("aside", aside), ("findings", findings)):
-            self._columns[name].append(value)
-        for name, values in (("ids", ids), ("learned", learned), ("lost", lost)):
-            # One long list: a list of lists takes ten times as long.
-            self._columns[name].extend(values)
-            self._ends[name].append(len(self._columns[name]))
-
-    def take(self) -> pyarrow.RecordBatch:
-        """All of them, and begin anew."""
-        arrays = []
-        for field in _SCHEMA:
-            values = self._columns[field.name]
-            if field.name in self._ends:
-                ends = pyarrow.array(self._ends[field.name], pyarrow.int32())
-                flat = pyarrow.array(values, field.type.value_type)
-                arrays.append(pyarrow.ListArray.from_arrays(ends, flat, type=field.type))
-            else:
-                arrays.append(pyarrow.array(values, field.type))
-        self.__init__()  # type: ignore[misc]
-        return pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
-
-
-def _spread(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
-    """The tokens of a row, and which of them are learned."""
-    if type(row) is Row:
-        return row.ids, row.trained or [False] * len(row.ids)
-    shown = row.shown()
-    return [token for token, _ in shown], [learned for _, learned in shown]
 
 
 def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:
@@ -513,16 +363,3 @@ def _cut_at(lengths: np.ndarray) -> list[dict[str, float]]:
         if limit >= lengths.max():
             break
     return told
-
-
-def _script(texts: Sequence[str]) -> str:
-    """The writing system of most letters at the beginning of some texts."""
-    text = "\n".join(texts)[:2000]
-    if text.isascii():
-        return "Latin" if any(map(str.isalpha, text)) else "none"
-    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
-    # Japanese is written in both.
-    if counts["Kana"] and counts["Han"]:
-        return "Kana"
-    best = max(counts, key=lambda name: counts[name])
-    return best if counts[best] else ("other" if any(map(str.isalpha, text)) else "none")

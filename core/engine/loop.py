@@ -25,7 +25,7 @@ from core.engine.checkpoint import (
     restore_random,
     save_checkpoint,
 )
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.evaluate import measure, write_answers
 from core.engine.log import Log, Speed, memory_in_use
 from core.engine.material import Material
@@ -44,6 +44,7 @@ from core.engine.model import (
 from core.engine.optim import create_optimizer, head_ratios, measure_inputs, reserve_moments
 from core.engine.quantization import count_parameters
 from core.engine.rows import order_rows
+from core.engine.tokens import Tokens
 from core.engine.wishes import Interrupted, Wishes
 from core.fit import choose_batch_size, count_steps, learning_rate
 from core.methods import PromptMethod

@@ -10,14 +10,16 @@ from typing import Any
 
 from core import dataset, objectives, playground
 from core.config import Config
-from core.dataset import Dataset
-from core.engine.data import Reader, Tokens
+from core.dataset import Dataset, Keep
+from core.engine.data import Reader
 from core.engine.generate import GREEDY, answer
 from core.engine.predict import classify, find_answer
 from core.engine.rows import Rows, spell
+from core.engine.tokens import Tokens
+from core.examples import keep_examples
 from core.fit import count_eval_rows
 from core.formats import Example, Message
-from core.judgement import REPEATED, Flags, judge
+from core.judgement import REPEATED, Flags, Measure, judge
 from core.objectives import Objective
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA
@@ -41,21 +43,30 @@ class Material:
     left_out: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     @classmethod
-    def read(cls, config: Config, tell: Callable[[int], None] | None = None) -> Material:
+    def read(
+        cls, config: Config, tell: Callable[[int], None] | None = None, measure: Measure | None = None,
+        keep: Keep = keep_examples,
+    ) -> Material:  # fmt: skip
         """Read the data sets that a configuration names.
 
         Args:
             tell: is told the rows done now and then; what it raises ends the reading.
+            measure: as `judge` takes it.
+            keep: makes the places for the examples.
 
         Raises:
             Problem: when they cannot be read, or the task cannot learn from them.
         """
-        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell)
+        data = dataset.load(config.data.train, config.data.format, config.data.columns, tell=tell, keep=keep)
         held, given = data, config.data.eval or dataset.has_eval_files(config.data.train)
         if config.data.eval:
-            held = dataset.load(config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell)
+            held = dataset.load(
+                config.data.eval, config.data.format, config.data.columns, field="data.eval", tell=tell, keep=keep
+            )
         elif given:
-            held = dataset.load(config.data.train, config.data.format, config.data.columns, aside=True, tell=tell)
+            held = dataset.load(
+                config.data.train, config.data.format, config.data.columns, aside=True, tell=tell, keep=keep
+            )
         count = len(data.examples)
         wanted = count_eval_rows(config, count)
         train, aside = dataset.split(count, eval_count=wanted, seed=config.train.seed, labels=data.labels)
@@ -63,13 +74,17 @@ class Material:
             aside = range(len(held.examples))
         examples = itertools.chain(data.examples, held.examples if held is not data else ())
         material = cls(objectives.find(config.task).fitted(examples), data, train, held, aside)
-        return material.without(config.data.leave_out, tell) if config.data.leave_out else material
+        return material.without(config.data.leave_out, tell, measure) if config.data.leave_out else material
 
-    def judge(self, tell: Callable[[int], None] | None = None) -> tuple[Flags, Flags]:
+    def judge(
+        self, tell: Callable[[int], None] | None = None, measure: Measure | None = None
+    ) -> tuple[Flags, Flags]:  # fmt: skip
         """What is wrong with the examples of `data` and of `held` that are not left out."""
-        return judge(self.data, self.train, self.held, self.aside, tell)
+        return judge(self.data, self.train, self.held, self.aside, tell, measure)
 
-    def without(self, flags: Collection[str], tell: Callable[[int], None] | None = None) -> Material:
+    def without(
+        self, flags: Collection[str], tell: Callable[[int], None] | None = None, measure: Measure | None = None
+    ) -> Material:
         """The same without the examples that have any of these flags.
 
         Raises:
@@ -81,7 +96,7 @@ class Material:
             if not some:
                 continue
             kept = []
-            found = material.judge(tell)
+            found = material.judge(tell, measure)
             for indices, names in zip((material.train, material.aside), found, strict=True):
                 kept.append([index for index in indices if some.isdisjoint(names.get(index, ()))])
             material = replace(material, train=kept[0], aside=kept[1])

@@ -26,6 +26,7 @@ from transformers import (
 from core import devices, methods, objectives
 from core.config import ModelSettings
 from core.engine import quantization
+from core.engine.tokens import LOCAL
 from core.fit import check_quantization
 from core.model import check_safety, check_task, describe, locate
 from core.objectives import Objective
@@ -40,7 +41,6 @@ _PEFT_TASKS = {
     "sequence_classification": "SEQ_CLS",
     "question_answering": "QUESTION_ANS",
 }
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def find_device() -> torch.device:
@@ -213,7 +213,7 @@ def load_tokenizer(folder: Path, name: str) -> tuple[PreTrainedTokenizerBase, Pr
     """A model's tokenizer and configuration, without its weights; `name` is what a Problem calls it."""
     check_safety(folder)
     with _told(name):
-        return AutoTokenizer.from_pretrained(folder, **_LOCAL), AutoConfig.from_pretrained(folder, **_LOCAL)
+        return AutoTokenizer.from_pretrained(folder, **LOCAL), AutoConfig.from_pretrained(folder, **LOCAL)
 
 
 @contextlib.contextmanager
@@ -266,7 +266,7 @@ def _load_weights(
         }
     packed: dict[str, Any] = {}
     if packing != "none":
-        kept = _find_unpacked(build.from_config, AutoConfig.from_pretrained(folder, **more, **_LOCAL))
+        kept = _find_unpacked(build.from_config, AutoConfig.from_pretrained(folder, **more, **LOCAL))
         packed["quantization_config"] = quantization.configure(packing, device, dtype, kept)
         packed["device_map"] = {"": device}
     for attention in ("sdpa", "eager"):
@@ -279,7 +279,7 @@ def _load_weights(
                 output_loading_info=True,
                 **packed,
                 **more,
-                **_LOCAL,
+                **LOCAL,
             )
             if packed:
                 quantization.settle(model, dtype)
@@ -293,7 +293,7 @@ def _load_weights(
 def _rename_body(folder: Path, build: Any) -> dict[str, str] | None:
     """What of the files' names has to change where a family calls its body otherwise under another head, as Llama
     does: transformers would begin it at random."""
-    config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    config = AutoConfig.from_pretrained(folder, **LOCAL)
     named = {
         getattr(one._model_mapping.get(type(config), None), "base_model_prefix", "")
         for one in (AutoModelForCausalLM, build)

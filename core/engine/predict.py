@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.model import padding_token
+from core.engine.tokens import Tokens
 from core.objectives import LabelRow, Row
 from core.objectives.classification import Classification
 from core.objectives.extractive_qa import ExtractiveQA

@@ -18,7 +18,7 @@ import pyarrow
 
 from core.config import DataSettings
 from core.dataset import Dataset
-from core.engine.data import Tokens
+from core.engine.tokens import Tokens
 from core.formats import Example
 from core.judgement import texts_of
 from core.objectives import AnswerRow, LabelRow, Objective, Row, SpanRow, refuse
@@ -116,20 +116,25 @@ def spell_each(
     Raises:
         Problem: beside `task`, when no example is of a kind that the task can learn from.
     """
-    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
-        raise refuse(objective.name, dataset.examples[indices[0]])
+    check_fits(dataset, indices, objective)
 
     def spell_block(some: Sequence[int]) -> tuple[list[Spelled], int, int]:
         own = copy.copy(tokens)  # with counts of its own
         own.cut = own.dropped = 0
-        done = [_spell_one(dataset, index, objective, own, settings, field) for index in some]
-        return done, own.cut, own.dropped
+        pairs = ((dataset.examples[index], dataset.numbers[index]) for index in some)
+        return [spell_one(*pair, objective, own, settings, field) for pair in pairs], own.cut, own.dropped
 
     # Threads only help where the tokenizer is at work; those of encoders change its settings.
     alone = objective.model_kind != "causal_lm" or _is_known(dataset, indices, tokens)
     for some, (done, cut, dropped) in _map_ahead(spell_block, indices, alone=alone):
         tokens.cut, tokens.dropped = tokens.cut + cut, tokens.dropped + dropped
         yield from zip(some, done, strict=True)
+
+
+def check_fits(dataset: Dataset, indices: Sequence[int], objective: Objective) -> None:
+    """Raise a Problem when no example is of a kind that the task can learn from."""
+    if indices and not any(objective.fits(dataset.examples[index]) for index in indices):
+        raise refuse(objective.name, dataset.examples[indices[0]])
 
 
 def _is_known(dataset: Dataset, indices: Sequence[int], tokens: Tokens) -> bool:
@@ -144,14 +149,15 @@ def _is_known(dataset: Dataset, indices: Sequence[int], tokens: Tokens) -> bool:
     return 2 * known > len(some)
 
 
-def _spell_one(
-    dataset: Dataset, index: int, objective: Objective, tokens: Tokens, settings: DataSettings, field: str
+def spell_one(
+    example: Example, number: int, objective: Objective, tokens: Tokens, settings: DataSettings, field: str
 ) -> Spelled:
+    """What becomes of an example, which is that row of its file; what is too long is counted by `tokens`."""
     cut = tokens.cut
     try:
-        rows = objective.spell(dataset.examples[index], tokens, settings)
+        rows = objective.spell(example, tokens, settings)
     except Problem as problem:
-        facts = problem.facts | {"row": dataset.numbers[index]}
+        facts = problem.facts | {"row": number}
         return Problem(
             "Row {row}: " + problem.what, problem.there_is, problem.to_do, field=problem.field or field, **facts
         )

@@ -29,6 +29,8 @@ _CUTS = {
     },
 }
 """How tokenizers cut a text into words before each is spelled by itself, and what that comes to for ASCII."""
+# How ByteLevel writes what cannot be seen of ASCII.
+_AS_BYTES = {byte: 256 + place for place, byte in enumerate((*range(33), 127))}
 _PROBES = ("a", " b c", "\n", " d\n\ne ")
 
 
@@ -47,6 +49,19 @@ class Spelling:
         """The ids of the text's first `place` characters: exactly those that it has when it is spelled by itself."""
         if place >= len(self.text):
             return self.ids
+        known, rest = self._find(place)
+        return self.ids[:known] + rest
+
+    def count(self, place: int) -> int | None:
+        """How many these are, if they are the first ids of the whole text; None where they are not."""
+        if place >= len(self.text):
+            return len(self.ids)
+        known, rest = self._find(place)
+        end = known + len(rest)
+        return end if self.ids[known:end] == rest else None
+
+    def _find(self, place: int) -> tuple[int, list[int]]:
+        """How many of the ids are the first of those characters, and the others that they have."""
         if self._marks is None:
             self._marks = self._speller.find_marks(self.text, self.ids)
         before = None
@@ -55,9 +70,10 @@ class Spelling:
                 break
             before = mark
         if before is None:
-            return self._speller.encode(self.text[:place])
+            return 0, self._speller.encode(self.text[:place])
         start, end, position = before
-        return self.ids[: position + 1] + self._speller.encode_behind(self.text[start:end], self.text[end:place])
+        rest = self._speller.encode_behind(self.text[start:end], self.text[end:place]) if end < place else []
+        return position + 1, rest
 
 
 class Speller:
@@ -74,8 +90,11 @@ class Speller:
         self._encode_short: Callable[[str, str], list[int]] = lru_cache(4096)(self._encode_behind)
         self._cuts: Callable[[str], bool] = lru_cache(None)(self._try_mark)
         self._ids, self._pattern, self._unsure = self._find_tokens()
+        #: Cuts a text at its special tokens, which stand between what it gives.
+        self._split = re.compile(f"({self._pattern.pattern})").split if self._pattern is not None else None
         self._known = frozenset(self._ids.values())
-        self._words = _Words(self._encode)
+        self._words = _Words(self._spell_word)
+        self._first, self._further = _Stretches(self._spell_words, ""), _Stretches(self._spell_words, " ")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
@@ -87,15 +106,29 @@ class Speller:
             return self._encode(text), None
         ids: list[int] = []
         marks: list[Mark] = []
-        place, words, find = 0, self._words.__getitem__, self._cut_words.findall
-        for match in self._pattern.finditer(text) if self._pattern is not None else ():
-            start, end = match.span()
-            ids.extend(itertools.chain.from_iterable(map(words, find(text, place, start))))
-            marks.append((start, end, len(ids)))
-            ids.append(self._ids[match[0]])
-            place = end
-        ids.extend(itertools.chain.from_iterable(map(words, find(text, place))))
+        place, is_mark, further = 0, False, self._further.__getitem__
+        for piece in self._split(text) if self._split is not None else (text,):
+            if is_mark:
+                marks.append((place, place + len(piece), len(ids)))
+                ids.append(self._ids[piece])
+            elif piece:
+                known, (first, *others) = len(ids), piece.split(" ")
+                try:
+                    ids.extend(self._first[first] if first else ())
+                    ids.extend(itertools.chain.from_iterable(map(further, others)))
+                except KeyError:
+                    ids[known:] = self._spell_words(piece)
+            place, is_mark = place + len(piece), not is_mark
         return ids, marks
+
+    def _spell_word(self, word: str) -> list[int]:
+        """The ids of a word of ASCII, asked of the model itself: a quarter of the way through all of the tokenizer."""
+        return [token.id for token in self._model.tokenize(word.translate(_AS_BYTES))]
+
+    def _spell_words(self, text: str) -> list[int]:
+        """The ids of ASCII without special tokens."""
+        assert self._cut_words is not None
+        return list(itertools.chain.from_iterable(map(self._words.__getitem__, self._cut_words.findall(text))))
 
     def knows(self, text: str) -> bool:
         """Whether the text is spelled word by word, from memory, and hardly needs the tokenizer."""
@@ -174,6 +207,7 @@ class Speller:
                 return None
         if last != {**_BYTES, "use_regex": pattern is None} or pattern not in _CUTS:
             return None
+        self._model = model
         return re.compile(_CUTS[pattern])
 
     def _try_mark(self, mark: str) -> bool:
@@ -199,6 +233,28 @@ class _Words(dict[str, Sequence[int]]):
             if len(self) >= _WORDS_KNOWN:
                 self.clear()
             self[word] = found
+        return found
+
+
+class _Stretches(dict[str, Sequence[int]]):
+    """The ids of what stands behind a space (or at the beginning) and before the next one, known for those seen lately.
+
+    Texts are cut into words at every single space between others than white space: what cuts them takes a space to what
+    is behind it, and looks no further. What begins or ends otherwise is not to be had: a KeyError.
+    """
+
+    def __init__(self, spell: Callable[[str], list[int]], space: str):
+        super().__init__()
+        self._spell, self._space = spell, space
+
+    def __missing__(self, stretch: str) -> Sequence[int]:
+        if not stretch or stretch[-1].isspace() or (self._space and stretch[0].isspace()):
+            raise KeyError(stretch)
+        found = tuple(self._spell(self._space + stretch))
+        if len(stretch) <= _SHORT:
+            if len(self) >= _WORDS_KNOWN:
+                self.clear()
+            self[stretch] = found
         return found
 
 

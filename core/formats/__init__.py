@@ -377,6 +377,11 @@ def read_turns(value: Any, column: str) -> list[Message]:
 
 
 def _read_turn(turn: Any, number: int) -> Message:
+    if type(turn) is dict and len(turn) == 2:
+        # Most are so; what is below comes to the same.
+        speaker, content = turn.get("role"), turn.get("content")
+        if type(speaker) is str and speaker in ROLES and type(content) is str:
+            return Message(ROLES[speaker], content)
     if not isinstance(turn, Mapping):
         raise Problem(
             "Turn {turn} is of type {kind}, and an object with role and content is needed.", "",

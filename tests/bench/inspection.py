@@ -11,6 +11,7 @@ turns; what is compared are the medians of rows a second, the start of Python le
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -84,7 +85,8 @@ def measure_ours(path: Path) -> tuple[int, int, float]:
 
 
 def measure_memory(path: Path) -> tuple[int, float, float]:
-    """Rows, the most memory that an inspection takes beyond the bare process with its libraries (GB), and seconds."""
+    """Rows, the most memory that an inspection takes beyond the bare process with its libraries, and with all of its helper
+    processes (GB), and seconds."""
     import psutil
 
     # torch and transformers are there before the memory is looked at
@@ -95,7 +97,11 @@ def measure_memory(path: Path) -> tuple[int, float, float]:
 
     def watch() -> None:
         while not ended.wait(0.2):
-            peak[0] = max(peak[0], process.memory_info().rss)
+            used = process.memory_info().rss
+            for helper in process.children():
+                with contextlib.suppress(psutil.Error):
+                    used += helper.memory_info().rss
+            peak[0] = max(peak[0], used)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

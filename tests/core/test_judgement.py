@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core import dataset
-from core.judgement import judge
+from core.judgement import _number_words, judge
 
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
@@ -105,3 +105,31 @@ def test_rows_that_are_nearly_the_same(write: Any) -> None:
     held = write("b.jsonl", json.dumps({"text": changed}) + "\n" + json.dumps({"text": "other"}))
     own, others = judge(data, [0, 1, 2], held, [0, 1])
     assert (own, others) == ({}, {0: ["near_overlap"]})
+
+
+def test_a_word_has_one_number_wherever_it_stands() -> None:
+    endless = b"x" * 100_000
+    rows = [b"The cat!", b"", "the cät".encode(), b"cat, " * 20_000, endless + b" cat", b"act", endless, b"...", b"CAT"]
+    numbers, starts = _number_words(rows)
+    the, cat, also_the, cät, *cats = numbers.tolist()
+    assert starts.tolist() == [0, 2, 2, 4, 20_004, 20_006, 20_007, 20_008, 20_008, 20_009] and len(numbers) == 20_009
+    assert the == also_the and set(cats[:20_000]) == {cat} and cats[20_001] == cats[-1] == cat
+    assert cats[20_000] == cats[20_003] and len({the, cat, cät, cats[20_000], cats[20_002]}) == 5
+    words = [f"w{number}" for number in range(50_000)]
+    numbers, starts = _number_words([" ".join(words).encode(), b"w7"])
+    assert len(set(numbers.tolist())) > 49_990 and numbers[7] == numbers[-1] and starts.tolist() == [0, 50_000, 50_001]
+    assert [len(one) for one in _number_words([])] == [0, 1]
+
+
+def test_the_first_of_those_that_are_alike_is_said_of_none(write: Any) -> None:
+    """Of each block that is measured by itself, and across them."""
+    rows = [
+        json.dumps({"text": f"text {number % 1200} of number", "label": "ab"[number > 2000]}) for number in range(2400)
+    ]
+    data = write("a.jsonl", "\n".join(rows))
+    own, _ = judge(data, range(2400), data, [])
+    assert {index for index, flags in own.items() if "duplicate" in flags} == set(range(1200, 2400))
+    assert {index for index, flags in own.items() if "conflict" in flags} == set(range(2001, 2400))
+    own, _ = judge(data, range(1000), data, range(1000, 2400))
+    assert {index for index, flags in own.items() if "overlap" in flags} == set(range(1200, 2200))
+    assert not any("duplicate" in flags for flags in own.values())

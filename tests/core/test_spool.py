@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from core import dataset, spool
-from core.examples import keep_examples
+from core.examples import as_lines, from_line, keep_examples, ranges
 from core.formats import Answer, Example, Message
 from core.spool import Spool
 
@@ -58,6 +58,26 @@ def test_what_is_read_is_what_was_kept(small: None, count: int) -> None:
             kept[place]
 
 
+@pytest.mark.parametrize("count", [0, 1, 9, 12, 29])
+@pytest.mark.parametrize("most", [1, 5, 8, 100])
+def test_another_process_reads_what_was_kept(count: int, most: int, small: None) -> None:
+    """Line by line, some together; those in a file as those in memory."""
+    for kept in (fill(count), fill(min(count, 7))):
+        some = list(ranges(kept, most))
+        assert [place for one in some for place in one] == list(range(len(kept)))
+        assert all(len(one) <= max(4, most) for one in some) and not any(len(one) == 0 for one in some)
+        assert [from_line(line) for one in some for line in as_lines(kept, one)] == list(kept)
+
+
+def test_what_is_heavy_is_not_read_together(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "BLOCK_BYTES", 2000)
+    kept = keep_examples()
+    for size in (10, 5000, 10, 10, 10, 10, 900, 900, 900, 10):
+        kept.append(Example(text="a" * size))
+    sizes = [sum(len(line) for line in as_lines(kept, one)) for one in ranges(kept, 100)]
+    assert len(sizes) > 2 and max(sizes) < 6000 and sorted(sizes)[-2] < 2500
+
+
 def test_what_is_being_read_does_not_grow(small: None) -> None:
     kept = fill(9)
     assert kept[0] == EXAMPLES[0]
@@ -78,7 +98,7 @@ def test_the_file_has_no_name_and_is_gone_with_the_process(tmp_path: Path) -> No
     code = (
         "import os, signal\n"
         "from core import spool\n"
-        "from core.examples import keep_examples\n"
+        "from core.examples import as_lines, from_line, keep_examples, ranges\n"
         "from core.formats import Example\n"
         "spool.IN_MEMORY, spool.BLOCK = 4000, 4\n"
         "kept = keep_examples()\n"
@@ -99,7 +119,7 @@ def test_a_disk_without_room_is_said(tmp_path: Path) -> None:
     code = (
         "import resource\n"
         "from core import spool\n"
-        "from core.examples import keep_examples\n"
+        "from core.examples import as_lines, from_line, keep_examples, ranges\n"
         "from core.formats import Example\n"
         "from core.problem import Problem\n"
         "spool.IN_MEMORY, spool.BLOCK = 4000, 4\n"
@@ -135,6 +155,8 @@ def test_what_was_let_go_is_read_again(small: None, monkeypatch: pytest.MonkeyPa
     kept = fill(60)
     assert [kept[place] for place in range(60)] == list(kept) == [kept[place] for place in range(60)]
     assert kept._reads == 120
+    assert [from_line(line) for some in ranges(kept, 8) for line in as_lines(kept, some)] == list(kept)
+    assert kept._reads == 180
 
 
 def test_large_things_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ from ground import FAMILIES
 
 from core import presets
 from core.config import ModelSettings
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.inspection import inspect
 from core.engine.model import end_token_ids, load_model
 from core.engine.rows import order_rows
+from core.engine.tokens import Tokens
 from core.formats import Message
 from core.objectives import Row
 from core.problem import Problem

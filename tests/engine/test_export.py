@@ -21,8 +21,8 @@ from core.engine import export as exports
 from core.engine import wishes, worker
 from core.engine.adapt import Adapted
 from core.engine.chat import Speaker
-from core.engine.data import PLAIN_TEMPLATE
 from core.engine.generate import GREEDY
+from core.engine.tokens import PLAIN_TEMPLATE
 from core.formats import Message
 from core.problem import Problem
 from core.runs import ExportConfig, Run

@@ -12,9 +12,9 @@ from ground import FAMILIES
 from transformers import BloomConfig, BloomForCausalLM
 
 from core.config import ModelSettings
-from core.engine.data import Tokens
 from core.engine.generate import GREEDY, Sampling, TextStream, answer, generate
 from core.engine.model import end_token_ids, load_model
+from core.engine.tokens import Tokens
 from core.formats import Message
 from core.problem import Problem
 

@@ -19,11 +19,12 @@ from core.engine import checkpoint as checkpoints
 from core.engine import loop, worker
 from core.engine.adapt import Adapted, Weights
 from core.engine.chat import Speaker
-from core.engine.data import Reader, Tokens
+from core.engine.data import Reader
 from core.engine.evaluate import Measured, measure
 from core.engine.generate import GREEDY
 from core.engine.model import end_token_ids, load_model
 from core.engine.rows import Rows, order_rows
+from core.engine.tokens import Tokens
 from core.fit import learning_rate
 from core.formats import Message
 from core.objectives import Row

@@ -28,10 +28,11 @@ from core.config import Config, ModelSettings
 from core.engine import loop, worker
 from core.engine.adapt import Adapted, Weights
 from core.engine.chat import Speaker
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.generate import Sampling, generate
 from core.engine.model import find_heads, load_model
 from core.engine.predict import find_answer
+from core.engine.tokens import Tokens
 from core.fit import count_trainable
 from core.formats import Message
 from core.model import describe

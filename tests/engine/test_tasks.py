@@ -18,12 +18,13 @@ from torch import nn
 from core import fit, objectives, runs
 from core.config import Config, ModelSettings, TrainSettings
 from core.engine import loop, worker
-from core.engine.data import Reader, Tokens, collate
+from core.engine.data import Reader, collate
 from core.engine.generate import GREEDY, answer, generate
 from core.engine.material import Material
 from core.engine.model import end_token_ids, find_heads, has_trained_head, load_model, longest_input, padding_token
 from core.engine.optim import head_ratios, measure_inputs
 from core.engine.rows import spell
+from core.engine.tokens import Tokens
 from core.formats import Answer, Example
 from core.objectives import AnswerRow, LabelRow, SpanRow
 from core.objectives.classification import Classification

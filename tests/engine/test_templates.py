@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from core import formats
 from core.dataset import load
-from core.engine.data import Tokens
 from core.engine.spelling import Spelling
+from core.engine.tokens import Tokens
 from core.formats import Example, Message
 from core.objectives import Row
 from core.problem import Problem
@@ -649,3 +650,82 @@ def test_a_space_that_is_put_before_the_first_word_alone(speller: Speller) -> No
     assert tokens.encode("the mat") != tokens.encode("<|im_start|>the mat")[1:]
     for place in range(len(text) + 1):
         assert spelled.until(place) == tokens.encode(text[:place]), text[:place]
+
+
+BLIND = set(FAMILIES) - {"qwen3", "qwen3_thinking", "deepseek_r1", "deepseek_r1_opened"}
+"""Those whose templates do not look at what is said."""
+ODD = (" a", "\n\nb c\n", "<think>\nd\n</think>\n\ne", "None", '{"f": 1}', "</think>", "日本 é\t", " ", "")
+ORDERS = ("ua", "uaua", "sua", "suaua", "uauaua", "uata", "uatau")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_filled_in_is_what_the_template_writes(name: str, speller: Speller) -> None:
+    """For turns that come again, whatever is said in them."""
+    tokens, roles = speller(name), {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    filled, counts = tokens._skeletons_of(str(tokens.tokenizer.chat_template)), [0, 0]
+    for order in ORDERS:
+        for first in range(len(ODD)):
+            talk = [Message(roles[role], ODD[(first + place) % len(ODD)]) for place, role in enumerate(order)]
+            for asks in (False, True):
+                try:
+                    wanted = render(tokens, talk, asks=asks)
+                except Exception:
+                    with pytest.raises(Problem, match="refuses"):
+                        tokens.render(talk, answer_next=asks)
+                else:
+                    assert tokens.render(talk, answer_next=asks) == wanted
+            answers = [index for index, turn in enumerate(talk) if turn.role == "assistant"]
+            with contextlib.suppress(Problem):
+                given, places = tokens._lay_out(talk, answers, None)
+                whole, slow = tokens.render(talk[: answers[-1] + 1]), None
+                slow = list(tokens._find_places(whole, talk, answers, None))
+                assert (given, list(places)) == (whole, slow)
+                counts[filled.lay_out(talk, answers) is not None] += 1
+    assert (counts[1] > 0) == (name in BLIND), counts
+
+
+LOOKS = (
+    "message.content | length", "message.content[:2]", "'cat' in message.content", "message.content in 'the cat sat'",
+    "message.content == 'the cat'", "'the cat' == message.content", "message.content | upper", "message.content | tojson",
+    "message.content | replace('cat', 'dog')", "('a' ~ message.content) | length", "message.content.split()[0]",
+    "(['a', message.content] | join(',')) | length", "','.join([message.content])[1:]", "'a'.replace('a', message.content)[2:]",
+    "('-' + message.content).startswith('-the')", "messages | map(attribute='content') | join", "message | tojson",
+    "{'the cat': 1}.get(message.content, 2)", "message.content < 'the z'", "'%s' % message.content | length",
+    "'%s' | format(message.content) | length", "message.content | e", "message.content.strip('t')", "loop.changed(message.content)",
+    "messages | sort(attribute='content') | map(attribute='role') | join", "message.content * 2", "message.content | list | last",
+    "message.content | indent", "(message.content + 'x') | trim", "messages | unique(attribute='content') | list | length",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("looks", LOOKS)
+def test_a_template_that_looks_at_what_is_said_is_rendered_every_time(looks: str, speller: Speller) -> None:
+    text = (
+        "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{{ " + looks + " }}{% endfor %}"
+    )
+    tokens = speller("chatml", text)
+    for said in ("a dog", "a dog", "the cat", "the cat sat", "<the> 'cat'", " the cat\nsat ", "t"):
+        talk = [Message("user", said), Message("assistant", said)]
+        assert tokens.render(talk) == render(tokens, talk)
+    if not looks.startswith("','.join"):
+        assert not any(tokens._skeletons_of(text)._known.values())
+
+
+def test_a_template_that_knows_the_time_is_rendered_every_time(speller: Speller) -> None:
+    tokens = speller("chatml", "{{ strftime_now('%f') }}{{ messages[0].content }}")
+    assert len({tokens.render([Message("user", "Hi")]) for _ in range(20)}) > 1
+
+
+def test_orders_of_roles_are_forgotten_before_they_fill_the_memory(
+    speller: Speller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.engine.skeleton._KNOWN", 5)
+    tokens = speller("chatml", "{% for message in messages %}{{ message.role + ':' + message.content }}{% endfor %}")
+    known = tokens._skeletons_of(str(tokens.tokenizer.chat_template))
+    for count in [*range(1, 40), *range(1, 40)]:
+        talk = [Message("user", "a")] * count
+        assert tokens.render(talk) == tokens.render(talk) == "user:a" * count
+        assert max(map(len, (known._seen, known._known))) <= 5
+    for count in [*range(2, 40, 2)] * 2:
+        talk = [Message(role, "a") for role in ("user", "assistant") * count]
+        rows = tokens.spell_conversation(tuple(talk), "answers"), tokens.spell_conversation(tuple(talk), "answers")
+        assert rows[0] == rows[1] and max(map(len, (known._seen, known._known, known._layouts))) <= 5

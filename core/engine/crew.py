@@ -1,0 +1,359 @@
+"""A process for each core while the rows of a large data set are judged and spelled; what they cannot do is done here.
+
+Over the pipes go lines of JSON, each with blocks of bytes behind it. A helper ends when its pipe does, so that none outlives
+the process that it helps, however that one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from core import launch, likeness, objectives
+from core.config import DataSettings
+from core.dataset import Dataset
+from core.engine.rows import check_fits, spell_one
+from core.engine.survey import SCHEMA, Part, Surveyor
+from core.engine.tokens import LOCAL, Tokens
+from core.examples import as_lines, from_line, keep_examples, ranges
+from core.formats import Example
+from core.judgement import Facts, measure
+from core.objectives import Objective
+from core.problem import Problem
+from core.spool import BLOCK_BYTES, Spool
+
+ENOUGH = 16 * 1024**2
+"""Bytes of data that are worth the start of a helper."""
+
+_BLOCK = 1000
+"""Examples that a helper does at once, at most."""
+
+_MOST = 8
+_COUNTERS = ("counts", "labels", "aside_labels", "turns", "scripts", "systems")
+_NUMBERS = ("full", "lengths", "targets", "is_aside")
+
+Told = tuple[dict[str, Any], list[bytes]]
+"""What goes over a pipe: plain data, and bytes."""
+
+
+class Crew:
+    """So many helper processes, started at once; they are there from `with` to its end."""
+
+    def __init__(self, count: int):
+        self._helpers = [_Helper() for _ in range(count)]
+        #: Each twice: while it is at work, it is already given what comes next.
+        self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+        for helper in self._helpers * 2:
+            self._free.put(helper)
+        self._threads = ThreadPoolExecutor(2 * len(self._helpers), "crew")
+        self._here, self._lock, self._ended = Hand(), threading.Lock(), False
+        self._prepared: list[Future[Told | None]] = []
+        self._ahead: dict[int, _Ahead] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        for helper in self._helpers:
+            helper.end()
+        self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes."""
+        return [helper.process.pid for helper in self._helpers]
+
+    def prepare(self, surveyor: Surveyor, settings: DataSettings, folder: Path) -> None:
+        """Tell the helpers how rows are spelled, with the tokenizer in that folder; one that comes to another does nothing."""
+        tokens = copy.copy(surveyor.tokens)
+        self._here.surveyor = Surveyor(tokens, surveyor.objective, apart=surveyor.apart)
+        self._here.settings = settings
+        told = {
+            "do": "prepare", "folder": str(folder), "kind": type(tokens.tokenizer).__name__,
+            "tokenizer": fingerprint(tokens.tokenizer), "max_length": tokens.max_length, "end_ids": sorted(tokens.end_ids),
+            "template": tokens.template, "keeps_lost": tokens.keeps_lost,
+            "task": surveyor.objective.facts() | {"task": surveyor.objective.name}, "apart": surveyor.apart,
+            "settings": settings.model_dump(mode="json"),
+        }  # fmt: skip
+        self._prepared = [self._threads.submit(helper.ask, (told, [])) for helper in self._helpers]
+
+    def keep(self) -> Spool[Example]:
+        """A place for examples that are measured while others are still being read."""
+        ahead = _Ahead(lambda lines: self._threads.submit(self._do, ({"do": "measure"}, lines)), 4 * len(self._helpers))
+        kept = keep_examples(ahead.add)
+        self._ahead[id(kept)] = ahead
+        return kept
+
+    def measure(self, data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:
+        """The facts of the examples of these indices, in their order."""
+        places, start = np.asarray(indices, np.int64), 0
+        ahead = self._ahead.pop(id(data.examples), None)
+        for reply in self._measure_all(data) if ahead is None else ahead.take(data.examples):
+            facts = _read_facts(reply)
+            stop = start + len(facts.bare)
+            chosen = places[np.searchsorted(places, start) : np.searchsorted(places, stop)] - start
+            yield facts if len(chosen) == len(facts.bare) else facts.take(chosen)
+            start = stop
+
+    def _measure_all(self, data: Dataset) -> Iterator[Told]:
+        asked = (({"do": "measure"}, as_lines(data.examples, some)) for some in ranges(data.examples, _BLOCK))
+        return (reply for _, reply in self._map(asked))
+
+    def survey(
+        self, data: Dataset, field: str, know: Callable[[int], tuple[bool, list[str]]], objective: Objective
+    ) -> Iterator[tuple[Part, int]]:
+        """What is found of some examples after others, and how many they are; `know` says of each whether it is set aside,
+        and what its content tells.
+
+        Raises:
+            Problem: when no example is of a kind that the task can learn from.
+        """
+        check_fits(data, range(len(data.examples)), objective)
+
+        def ask(some: range) -> Told:
+            known = list(map(know, some))
+            told = {
+                "do": "survey", "field": field, "numbers": [data.numbers[index] for index in some],
+                "aside": [int(is_aside) for is_aside, _ in known],
+                "found": [[place, found] for place, (_, found) in enumerate(known) if found],
+            }  # fmt: skip
+            return told, as_lines(data.examples, some)
+
+        for future in self._prepared:
+            future.result()
+        for (told, _), reply in self._map(map(ask, ranges(data.examples, _BLOCK))):
+            yield _read_part(reply), len(told["numbers"])
+
+    def _map(self, asked: Iterable[Told]) -> Iterator[tuple[Told, Told]]:
+        """What becomes of each of these, in their order; some are asked for ahead."""
+        ahead: deque[tuple[Told, Future[Told]]] = deque()
+        try:
+            for told in asked:
+                ahead.append((told, self._threads.submit(self._do, told)))
+                if len(ahead) > 3 * len(self._helpers):
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+    def _do(self, told: Told) -> Told:
+        helper = self._free.get()
+        try:
+            reply = helper.ask(told)
+        finally:
+            self._free.put(helper)
+        if reply is None:
+            with self._lock:
+                if self._ended:
+                    raise InterruptedError
+                return self._here.do(*told)
+        return reply
+
+
+class _Ahead:
+    """Examples that are asked for as soon as there are enough of them, and what is known of those before."""
+
+    def __init__(self, ask: Callable[[list[bytes]], Future[Told]], most: int):
+        self._ask, self._most = ask, most
+        self._lines: list[bytes] = []
+        self._asked: deque[Future[Told]] = deque()
+
+    def add(self, lines: list[bytes]) -> None:
+        """More of them; waits for others while too many are asked for."""
+        self._lines += lines
+        if len(self._lines) >= _BLOCK or sum(map(len, lines)) > BLOCK_BYTES // 2:
+            self._asked.append(self._ask(self._lines))
+            self._lines = []
+            if len(self._asked) > self._most:
+                self._asked[-self._most].result()
+
+    def take(self, kept: Sequence[Example]) -> Iterator[Told]:
+        """What is known of all, in their order."""
+        if kept:
+            kept[0]  # to read it ends the writing
+        if self._lines or not self._asked:
+            self._asked.append(self._ask(self._lines))
+        while self._asked:
+            yield self._asked.popleft().result()
+
+
+class _Helper:
+    """One process, and the pipes to it; two threads at most ask it, and are answered in turn."""
+
+    def __init__(self) -> None:
+        hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}  # type: ignore[attr-defined]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "core", "assist"], cwd=launch.ROOT, env=launch.environment(), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **hidden,
+        )  # fmt: skip
+        self._sending, self._turn = threading.Lock(), threading.Condition()
+        self._sent = self._answered = 0
+        self._is_lost = False
+
+    def ask(self, told: Told) -> Told | None:
+        """Its answer; None when it has none to give."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            with self._sending:
+                mine, self._sent = self._sent, self._sent + 1
+                if self._is_lost:
+                    return None
+                _send(self.process.stdin, told)
+            with self._turn:
+                self._turn.wait_for(lambda: self._answered == mine or self._is_lost)
+            if self._is_lost:
+                return None
+            reply = _receive(self.process.stdout)
+        except (OSError, ValueError):
+            reply = None
+        with self._turn:
+            self._answered = mine + 1
+            # A helper that could not do one thing is asked no more.
+            self._is_lost = self._is_lost or reply is None or "failed" in reply[0]
+            self._turn.notify_all()
+        return None if self._is_lost else reply
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+
+class Hand:
+    """Does what is asked, in a helper or here."""
+
+    surveyor: Surveyor
+    settings: DataSettings
+
+    def do(self, told: dict[str, Any], lines: list[bytes]) -> Told:
+        """What is to be answered."""
+        if told["do"] == "prepare":
+            return self._prepare(told), []
+        examples = map(from_line, lines)
+        if told["do"] == "measure":
+            return _write_facts(measure(examples))
+        surveyor, settings, found = self.surveyor, self.settings, dict(told["found"])
+        for place, (example, number, aside) in enumerate(zip(examples, told["numbers"], told["aside"], strict=True)):
+            spelled = spell_one(example, number, surveyor.objective, surveyor.tokens, settings, told["field"])
+            surveyor.take(example, number, found.get(place, []), spelled, bool(aside))
+        return _write_part(surveyor.end())
+
+    def _prepare(self, told: dict[str, Any]) -> dict[str, Any]:
+        # To look for the class takes longer than to load the tokenizer, and is known already.
+        kind = getattr(transformers, told["kind"], None) or transformers.AutoTokenizer
+        tokenizer = kind.from_pretrained(told["folder"], **LOCAL)
+        tokens = Tokens(tokenizer, told["max_length"], set(told["end_ids"]), template=told["template"])
+        tokens.keeps_lost = told["keeps_lost"]
+        self.surveyor = Surveyor(tokens, objectives.restore(told["task"]), apart=told["apart"])
+        self.settings = DataSettings.model_validate(told["settings"])
+        return {} if fingerprint(tokenizer) == told["tokenizer"] else {"failed": "it is another tokenizer"}
+
+
+def assist() -> None:
+    """`python -m core assist`: do what is asked over the standard input until it ends."""
+    hand, asked, answers = Hand(), sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever is printed is no answer
+    with contextlib.suppress(OSError):
+        while told := _receive(asked):
+            try:
+                reply = hand.do(*told)
+            except Exception as error:  # whoever asked does it, and learns what is wrong
+                reply = {"failed": repr(error)}, []
+            _send(answers, reply)
+
+
+def count_helpers(size: int) -> int:
+    """How many helpers pay for so many bytes of data: one for each core, if there are several and it is enough for all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST, 1 + size // ENOUGH) if cores > 1 and size >= ENOUGH else 0
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What is the same of tokenizers that spell alike."""
+    backend = tokenizer.backend_tokenizer.to_str()
+    told = [backend, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.split_special_tokens]
+    return hashlib.sha256(json.dumps([*map(str, told)]).encode()).hexdigest()
+
+
+def _send(pipe: IO[bytes], told: Told) -> None:
+    data, blocks = told
+    head = json.dumps(data | {"sizes": [*map(len, blocks)]}).encode()
+    pipe.write(b"".join([len(head).to_bytes(8, "little"), head, *blocks]))
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Told | None:
+    """What was sent; None at the end."""
+    size = pipe.read(8)
+    if len(size) < 8:
+        return None
+    data = json.loads(pipe.read(int.from_bytes(size, "little")))
+    whole = pipe.read(sum(data["sizes"]))
+    if len(whole) < sum(data["sizes"]):
+        return None
+    ends = [0, *np.cumsum(data.pop("sizes"), dtype=int).tolist()]
+    return data, [whole[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _write_facts(facts: Facts) -> Told:
+    return {}, [getattr(facts, one.name).tobytes() for one in dataclasses.fields(Facts)]
+
+
+def _read_facts(told: Told) -> Facts:
+    kinds = {"garbled": bool, "labelled": bool, "signatures": np.uint32}
+    names = [one.name for one in dataclasses.fields(Facts)]
+    columns = {
+        name: np.frombuffer(block, kinds.get(name, np.uint64)) for name, block in zip(names, told[1], strict=True)
+    }
+    columns["signatures"] = columns["signatures"].reshape(-1, likeness.SLOTS)
+    return Facts(**columns)
+
+
+def _write_part(part: Part) -> Told:
+    told: dict[str, Any] = {name: list(getattr(part, name).items()) for name in _COUNTERS}
+    told |= {"found": part.found, "refusals": [problem.to_data() for problem in part.refusals], "first": part.first}
+    told |= {"cut": part.cut, "dropped": part.dropped}
+    assert part.rows is not None
+    return told, [part.rows.serialize().to_pybytes(), *(getattr(part, name).tobytes() for name in _NUMBERS)]
+
+
+def _read_part(told: Told) -> Part:
+    data, (rows, *numbers) = told
+    part = Part(
+        pyarrow.ipc.read_record_batch(pyarrow.py_buffer(rows), SCHEMA), cut=data["cut"], dropped=data["dropped"]
+    )
+    for name, block in zip(_NUMBERS, numbers, strict=True):
+        getattr(part, name).frombytes(block)
+    for name in _COUNTERS:
+        setattr(part, name, Counter(dict(map(tuple, data[name]))))
+    part.found = {name: [(number, held) for number, held in places] for name, places in data["found"].items()}
+    part.refusals = [Problem.from_data(one) for one in data["refusals"]]
+    part.first = data["first"] and [(token, learned) for token, learned in data["first"]]
+    return part

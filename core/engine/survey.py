@@ -1,0 +1,284 @@
+"""Rows as a model reads them, judged and counted, some at a time: what several processes can share of an inspection."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from core.engine.rows import Spelled
+from core.engine.tokens import Tokens
+from core.formats import Example
+from core.judgement import texts_of
+from core.objectives import AnswerRow, Objective, Row
+from core.problem import Problem
+
+SCHEMA = pyarrow.schema(
+    {
+        "number": pyarrow.int64(),
+        "aside": pyarrow.bool_(),
+        "ids": pyarrow.list_(pyarrow.int32()),
+        "learned": pyarrow.list_(pyarrow.bool_()),
+        "lost": pyarrow.list_(pyarrow.int32()),
+        "findings": pyarrow.list_(pyarrow.string()),
+    }
+)
+"""What is kept of every row."""
+
+SHOWN = 20
+"""Rows that are named of those that something is wrong with."""
+
+REFUSED = 10
+"""Problems that are told of those that the task or the template has."""
+
+_SYSTEM_PROMPTS = 200
+
+SCRIPTS = {
+    "Latin": "A-Za-zÀ-ɏ", "Han": "㐀-䶿一-鿿", "Kana": "぀-ヿ", "Hangul": "가-힯", "Cyrillic": "Ѐ-ӿ", "Greek": "Ͱ-Ͽ",
+    "Arabic": "؀-ۿ", "Hebrew": "֐-׿", "Devanagari": "ऀ-ॿ", "Thai": "฀-๿",
+}  # fmt: skip
+"""Writing systems that are told apart, as ranges of characters."""
+_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
+
+
+@dataclass
+class Part:
+    """What was found of some examples.
+
+    Attributes:
+        rows: those that they became, as SCHEMA has them.
+        full: tokens of every row that counts, before it is cut; of those that teach something, `lengths` as the model reads
+            them, `targets`, and whether each `is_aside`.
+        counts: how many examples there are of each finding; `found` names the first few, with whether they are measured on alone.
+        refusals: the first problems, and the first that is about the template.
+        cut, dropped: rows that were too long.
+        first: the first row that teaches something, as people see it.
+    """
+
+    rows: pyarrow.RecordBatch | None = None
+    full: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    targets: array[int] = field(default_factory=lambda: array("q"))
+    is_aside: array[int] = field(default_factory=lambda: array("b"))
+    counts: Counter[str] = field(default_factory=Counter)
+    found: dict[str, list[tuple[int, bool]]] = field(default_factory=dict)
+    refusals: list[Problem] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    aside_labels: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
+    systems: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    dropped: int = 0
+    first: list[tuple[int, bool]] | None = None
+
+    def add(self, other: Part) -> None:
+        """Count in what was found of the examples behind these, but for the rows."""
+        for name in ("full", "lengths", "targets", "is_aside"):
+            getattr(self, name).extend(getattr(other, name))
+        for name in ("counts", "labels", "aside_labels", "turns", "scripts", "systems"):
+            getattr(self, name).update(getattr(other, name))
+        for name, places in other.found.items():
+            self.found[name] = (self.found.get(name, []) + places)[:SHOWN]
+        for problem in other.refusals:
+            self.refuse(problem)
+        self.cut, self.dropped = self.cut + other.cut, self.dropped + other.dropped
+        self.first = self.first or other.first
+
+    def refuse(self, problem: Problem) -> None:
+        """Keep a problem, if it has to be told."""
+        is_new = problem.field == "data.template" and not any(one.field == problem.field for one in self.refusals)
+        if len(self.refusals) < REFUSED or is_new:
+            self.refusals.append(problem)
+
+
+class Surveyor:
+    """Takes in one example after the other.
+
+    Args:
+        apart: whether the rows that are measured on are of a data set of their own.
+    """
+
+    def __init__(self, tokens: Tokens, objective: Objective, *, apart: bool):
+        self.tokens, self.objective, self.apart = tokens, objective, apart
+        added = tokens.tokenizer.added_tokens_decoder.values()
+        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        writes = objective.model_kind == "causal_lm"
+        self._start = tokens.tokenizer.bos_token_id
+        self.talks = writes and objective.name != "text"
+        self._special = re.compile("|".join(map(re.escape, special))) if special and writes else None
+        self._special_starts = {text[0] for text in special}
+        self._keeps_system: dict[tuple[str, ...], bool] = {}
+        self.part, self.table = Part(), _Table()
+
+    def end(self) -> Part:
+        """What was found since it was last asked."""
+        part, tokens = self.part, self.tokens
+        part.rows, part.cut, part.dropped = self.table.take(), part.cut + tokens.cut, part.dropped + tokens.dropped
+        self.part = Part()
+        tokens.cut = tokens.dropped = 0
+        return part
+
+    def take(self, example: Example, number: int, found: list[str], spelled: Spelled, is_aside: bool) -> None:
+        """One example, what its content tells (`found`), and its rows."""
+        part, is_left_out = self.part, found == ["left_out"]
+        flags = found if is_left_out else [*found, *self.judge(example, is_aside)]
+        if isinstance(spelled, Problem):
+            self.note(flags if is_left_out else [*flags, "refused"], number, is_aside)
+            if not is_left_out:
+                part.refuse(spelled)
+            return
+        if is_left_out:
+            # The tokenizer counted them as well, and a training will not.
+            part.cut -= sum(bool(row.ids and row.lost) for row in spelled)
+            part.dropped -= any(not row.ids for row in spelled)
+        noted = dict.fromkeys(flags)
+        for row in spelled:
+            (ids, learned), targets = _spread(row), row.targets
+            own = [] if is_left_out else self._judge_row(row, learned, targets)
+            noted |= dict.fromkeys(own)
+            if not is_left_out:
+                part.full.append(row.whole)
+            if targets and not is_left_out:
+                part.lengths.append(row.length)
+                part.targets.append(targets)
+                part.is_aside.append(is_aside)
+                part.first = part.first or row.shown()
+            self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
+        # A row that became several counts once.
+        self.note(list(noted), number, is_aside)
+
+    def note(self, flags: Sequence[str], number: int, is_aside: bool = False) -> None:
+        """Count what is wrong with an example."""
+        place = number, is_aside and self.apart
+        for flag in flags:
+            self.part.counts[flag] += 1
+            rows = self.part.found.setdefault(flag, [])
+            if len(rows) < SHOWN and place not in rows[-1:]:
+                rows.append(place)
+
+    def judge(self, example: Example, is_aside: bool) -> list[str]:
+        """What the model's template and tokenizer would make of its texts."""
+        flags, part, texts = [], self.part, texts_of(example)
+        part.scripts[_script(texts)] += 1
+        if example.messages:
+            part.turns[[turn.role for turn in example.messages].count("user")] += 1
+            if example.messages[0].role == "system":
+                flags += self._judge_system(example)
+        for label in example.labels or ():
+            (part.aside_labels if is_aside else part.labels)[label] += 1
+        # Letters are looked for in a fraction of the time, and most texts have none of these.
+        likely = self._special and [text for text in texts if any(map(text.__contains__, self._special_starts))]
+        if likely and any(map(self._special.search, likely)):
+            flags.append("special")
+        return flags
+
+    def _judge_system(self, example: Example) -> list[str]:
+        """Whether the template passes the system prompt on, which is the same for all conversations of the same roles."""
+        system = example.messages[0].content.strip()
+        self.part.systems[system[:1000]] += 1
+        key = system, *(turn.role for turn in example.messages)
+        if key not in self._keeps_system:
+            if not self.talks:
+                return []
+            try:
+                said = self.tokens.render(example.messages)
+            except Problem:  # it is told of as refused
+                return []
+            if len(self._keeps_system) >= _SYSTEM_PROMPTS:
+                self._keeps_system.clear()
+            self._keeps_system[key] = " ".join(system.split()) in " ".join(said.split())
+        return [] if self._keeps_system[key] else ["dropped_system"]
+
+    def _judge_row(self, row: Row, learned: Sequence[bool], targets: int) -> list[str]:
+        if not row.ids:
+            return ["dropped"]
+        flags = []
+        if self._start is not None and row.ids[:2] == [self._start, self._start]:
+            flags.append("double_start")
+        if not targets:
+            flags.append("unlearned")
+        elif row.lost or row.left_out:
+            flags.append(
+                "cut_answer" if self.talks and row.lost and learned[-1] else "cut" if row.lost else "shortened"
+            )
+        elif isinstance(row, AnswerRow) and row.answer[-1] not in self.tokens.end_ids:
+            flags.append("cut_answer")
+        elif self.talks and not (row.trained[-1] and row.ids[-1] in self.tokens.end_ids):
+            # Most end with it.
+            pairs = zip(reversed(row.ids), reversed(row.trained), strict=True)
+            if not any(trained and token in self.tokens.end_ids for token, trained in pairs):
+                flags.append("endless")
+        return flags
+
+
+class _Table:
+    """Rows of SCHEMA on their way there."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self._ends: dict[str, list[int]] = {name: [0] for name in ("ids", "learned", "lost")}
+
+    def __len__(self) -> int:
+        return len(self._columns["number"])
+
+    @property
+    def tokens(self) -> int:
+        return self._ends["ids"][-1] + self._ends["lost"][-1]
+
+    def add(
+        self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[bool], lost: Sequence[int], findings: list[str]
+    ) -> None:  # fmt: skip
+        """One row of tokens."""
+        columns = self._columns
+        columns["number"].append(number)
+        columns["aside"].append(aside)
+        columns["findings"].append(findings)
+        # Numbers side by side at once: Arrow would look at each, and takes ten times as long for a list of lists.
+        columns["ids"].append(array("i", ids))
+        columns["learned"].append(bytes(learned))
+        columns["lost"].append(array("i", lost))
+        for name, values in (("ids", ids), ("learned", learned), ("lost", lost)):
+            ends = self._ends[name]
+            ends.append(ends[-1] + len(values))
+
+    def take(self) -> pyarrow.RecordBatch:
+        """All of them, and begin anew."""
+        arrays = []
+        for column in SCHEMA:
+            values = self._columns[column.name]
+            if column.name not in self._ends:
+                arrays.append(pyarrow.array(values, column.type))
+                continue
+            flat = np.frombuffer(bytearray().join(values), bool if column.name == "learned" else np.int32)
+            ends = pyarrow.array(self._ends[column.name], pyarrow.int32())
+            arrays.append(pyarrow.ListArray.from_arrays(ends, pyarrow.array(flat), type=column.type))
+        self.__init__()  # type: ignore[misc]
+        return pyarrow.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _spread(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
+    """The tokens of a row, and which of them are learned."""
+    if type(row) is Row:
+        return row.ids, row.trained or [False] * len(row.ids)
+    shown = row.shown()
+    return [token for token, _ in shown], [learned for _, learned in shown]
+
+
+def _script(texts: Sequence[str]) -> str:
+    """The writing system of most letters at the beginning of some texts."""
+    text = "\n".join(texts)[:2000]
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else "none"
+    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    # Japanese is written in both.
+    if counts["Kana"] and counts["Han"]:
+        return "Kana"
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else ("other" if any(map(str.isalpha, text)) else "none")

@@ -1,0 +1,155 @@
+"""Helper processes share an inspection, and change nothing of it; whatever becomes of them, it comes to its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow
+import pytest
+from ground import ROOT
+
+from core import presets, spool
+from core.engine import crew, inspection
+from core.engine.crew import Crew, Hand
+from core.engine.inspection import inspect
+from core.problem import Problem
+
+
+@pytest.fixture
+def shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All data is large enough, and is done in many pieces."""
+    monkeypatch.setattr(inspection, "count_helpers", lambda _: 2)
+    monkeypatch.setattr(crew, "_BLOCK", 8)
+    monkeypatch.setattr(spool, "BLOCK", 4)
+
+
+def write_rows(path: Path, task: str) -> Path:
+    words = "the cat sat <s> on </s> mat é café 日本 cafÃ© what is 12 colour".split()
+    texts = [" ".join(words[(n * 7 + k * k) % len(words)] for k in range(1 + n % 31)) for n in range(90)]
+    texts += texts[:9]
+    rows: list[Any] = [{"text": text, "label": "abc"[n % 7 % 3]} for n, text in enumerate(texts)]
+    if task == "chat":
+        rows = []
+        for n, text in enumerate(texts):
+            turns = [{"role": "system", "content": f"be {n % 3}"}] * (n % 2)
+            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1] or "-"}] * (
+                1 + n % 3
+            )
+            rows.append({"messages": turns if n % 40 else "nothing"})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def look(path: Path, model: Path, task: str, folder: Path, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report but for the time that it took, and all rows."""
+    changes = {"data.train": str(path), "model.name": str(model), "data.max_length": 64, "data.eval_rows": 9, **more}
+    report = inspect(presets.load(task, changes), folder)
+    with pyarrow.memory_map(str(folder / "rows.arrow")) as file:
+        kept = pyarrow.ipc.open_file(file).read_all().to_pylist()
+    return {name: value for name, value in report.items() if "second" not in name}, kept
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "more"),
+    [
+        ("chat", "llama", {"data.too_long": "drop"}),
+        ("chat", "llama", {"data.leave_out": ["duplicate", "mojibake"], "data.template": "plain"}),
+        ("classification", "bert", {}),
+    ],
+    ids=["chat", "left out", "classification"],
+)
+def test_what_is_shared_is_found_as_by_one(
+    task: str, model: str, more: dict[str, Any], home: Path, family: Callable[[str], Path], tmp_path: Path,
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = write_rows(tmp_path / "rows.jsonl", task)
+    alone = look(path, family(model), task, tmp_path / "alone", **more)
+    request.getfixturevalue("shared_work")
+    monkeypatch.setattr(Hand, "do", lambda *_: pytest.fail("a helper has not done its part"))
+    shared = look(path, family(model), task, tmp_path / "shared", **more)
+    assert shared == alone
+    assert {one["name"] for one in shared[0]["findings"]} & {"duplicate", "left_out", "near_duplicate"}
+
+
+@pytest.mark.parametrize("trouble", ["one killed", "all killed", "another tokenizer", "none starts"])
+def test_what_helpers_do_not_do_is_done_all_the_same(
+    trouble: str, shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    path = write_rows(tmp_path / "rows.jsonl", "chat")
+    there: list[Crew] = []
+    begin, survey, done, do = Crew.__enter__, Crew.survey, [], Hand.do
+
+    def kill(one: Crew, *given: Any) -> Any:
+        for place, part in enumerate(survey(one, *given)):
+            if place == 1 and "killed" in trouble:
+                for pid in one.pids[: 1 if trouble == "one killed" else 2]:
+                    psutil.Process(pid).kill()
+            yield part
+
+    monkeypatch.setattr(Crew, "__enter__", lambda one: there.append(one) or begin(one))
+    monkeypatch.setattr(Crew, "survey", kill)
+    monkeypatch.setattr(Hand, "do", lambda hand, *given: done.append(given[0]["do"]) or do(hand, *given))
+    if trouble == "another tokenizer":
+        monkeypatch.setattr(crew, "fingerprint", lambda _: "that of none")
+    if trouble == "none starts":
+        monkeypatch.setattr(crew.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
+    shared = look(path, family("llama"), "chat", tmp_path / "shared")
+    assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
+    assert "survey" in done and not ("killed" in trouble and "measure" in done)
+    monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
+    assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
+    assert len(there) == 1
+
+
+def test_who_asked_can_end_it_and_no_helper_stays(
+    shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", "chat")
+    monkeypatch.setattr(inspection, "_SAY_EVERY", 0.0)
+    pids: list[int] = []
+    prepare = Crew.prepare
+    monkeypatch.setattr(Crew, "prepare", lambda one, *given: pids.extend(one.pids) or prepare(one, *given))
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        if total and done > total / 2:
+            raise KeyboardInterrupt
+
+    config = presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))})
+    with pytest.raises(KeyboardInterrupt):
+        inspect(config, tell=tell)
+    assert told[-1][0] < told[-1][1] and len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+
+
+def test_a_mistake_is_the_same_problem(
+    shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", "classification")
+    config = presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))})
+    with pytest.raises(Problem, match="not what the task chat learns from"):
+        inspect(config)
+
+
+def test_helpers_end_with_whoever_started_them(home: Path) -> None:
+    code = "import time\nfrom core.engine.crew import Crew\nprint(*Crew(2).pids, flush=True)\ntime.sleep(60)"
+    one = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert one.stdout is not None
+    helpers = [psutil.Process(int(pid)) for pid in one.stdout.readline().split()]
+    one.kill()
+    one.wait()
+    gone, there = psutil.wait_procs(helpers, timeout=60)
+    assert len(gone) == 2 and not there
+
+
+def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert [crew.count_helpers(size * crew.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [0, 0, 2, 2, 3, 4, 4]
+    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert crew.count_helpers(10**12) == 0
