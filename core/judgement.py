@@ -33,6 +33,9 @@ Flags = dict[int, list[str]]
 _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{N}\p{M}]+")
 #: Bytes of words in small letters, and a zero for what stands between words.
 _IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
+_ALIKE = 0.75
+"""The share of their shingles that rows have in common that are nearly the same."""
+
 _BLOCK = 1000
 """Examples that are measured together."""
 _BYTES_AT_ONCE, _PIECE = 1 << 20, 1 << 15
@@ -104,7 +107,11 @@ def judge(
             count += len(facts.bare)
             if tell:
                 tell(count)
-    found = _compare(parts, is_aside)
+
+    def find(place: int) -> Example:
+        return (held if apart and place >= len(first) else data).examples[int(indices[place])]
+
+    found = _compare(parts, is_aside, lambda one, other: are_alike(find(one), find(other)))
     own: Flags = {}
     others: Flags = {} if apart else own
     for place in sorted(found):
@@ -112,8 +119,8 @@ def judge(
     return own, others
 
 
-def _compare(parts: list[Facts], is_aside: np.ndarray) -> Flags:
-    """What is wrong with each of these, by its place among them; lets go of the parts."""
+def _compare(parts: list[Facts], is_aside: np.ndarray, alike: Callable[[int, int], bool]) -> Flags:
+    """What is wrong with each of these, by its place among them; lets go of the parts. `alike` is asked of those that seem so."""
     names = ("bare", "content", "garbled", "labelled", "text", "label")
     bare, content, garbled, labelled, text, label = (
         np.concatenate([getattr(part, name) for part in parts]) for name in names
@@ -142,11 +149,25 @@ def _compare(parts: list[Facts], is_aside: np.ndarray) -> Flags:
         joined[rank[place : place + len(signatures)]] = signatures
         place += len(signatures)
     for earlier, later in likeness.find_pairs(joined).tolist():
-        flags = found.setdefault(int(order[later]), []) if earlier < len(trained) else ["overlap"]
+        one, other = int(order[earlier]), int(order[later])
         # What is the same is not also nearly the same.
-        if not {"duplicate", "overlap"}.intersection(flags):
-            flags.append("near_overlap" if later >= len(trained) else "near_duplicate")
+        is_same = {"duplicate", "overlap"}.intersection(found.get(other, ()))
+        if earlier < len(trained) and not is_same and alike(one, other):
+            found.setdefault(other, []).append("near_overlap" if later >= len(trained) else "near_duplicate")
     return found
+
+
+def are_alike(one: Example, other: Example) -> bool:
+    """Whether two examples share so many of their shingles, exactly: signatures are samples, and short rows have few words."""
+    mine, theirs = (_shingles("\n".join(texts_of(example))) for example in (one, other))
+    return len(mine & theirs) >= _ALIKE * len(mine | theirs)
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = _WORDS.findall(text.lower())
+    return {
+        tuple(words[start : start + likeness.SHINGLE]) for start in range(max(1, len(words) - likeness.SHINGLE + 1))
+    }
 
 
 def measure_each(data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:

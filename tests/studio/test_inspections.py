@@ -256,7 +256,7 @@ def test_two_studios_on_one_home_leave_each_others_work_alone(home: Path, rows: 
 
 
 def test_every_name_has_its_word() -> None:
-    from core.engine.inspection import SCRIPTS
+    from core.engine.survey import SCRIPTS
     from core.findings import KINDS, SEVERITIES
 
     words = Language("en")
