@@ -11,7 +11,7 @@ from studio.gate import plotly_url
 STYLE = Path(__file__).parent / "style.css"
 
 # Gradio puts this into the page while it draws it, so it acts at once: the page's language, and the colours that were chosen.
-# The library that draws charts is large: it is brought along, and read when the first chart is drawn.
+# The library that draws charts takes a second to read: it is read once the page stands, or for the first chart.
 HEAD = f"""<link rel="prefetch" href="{plotly_url()}" as="script">
 <meta name="color-scheme" content="light dark">
 <script>
@@ -19,6 +19,7 @@ window.atelierPlotly = () => {{
   window.atelierPlotly = null;
   document.head.append(Object.assign(document.createElement('script'), {{src: '{plotly_url()}'}}));
 }};
+setTimeout(() => (window.requestIdleCallback ?? setTimeout)(() => window.atelierPlotly?.()), 3000);
 (() => {{
   document.documentElement.lang = location.pathname.split('/')[1];
   const wanted = localStorage.getItem('atelier.theme');
