@@ -67,6 +67,8 @@ def test_another_process_reads_what_was_kept(count: int, most: int, small: None)
         assert [place for one in some for place in one] == list(range(len(kept)))
         assert all(len(one) <= max(4, most) for one in some) and not any(len(one) == 0 for one in some)
         assert [from_line(line) for one in some for line in as_lines(kept, one)] == list(kept)
+        middle = range(1, len(kept) - 1)
+        assert [from_line(line) for line in as_lines(kept, middle)] == list(kept)[1:-1]
 
 
 def test_what_is_heavy_is_not_read_together(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
