@@ -636,7 +636,7 @@ def _presets(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from core.engine.model import describe_device
+    from core.engine.device import describe_device
 
     facts = describe_device()
     print(json.dumps(facts) if options.json else "\n".join(f"{name:<10} {value}" for name, value in facts.items()))

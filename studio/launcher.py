@@ -58,9 +58,9 @@ class Launcher:
         """Look now: something was just created or asked."""
         self._awake.set()
 
-    def device(self) -> str:
-        """The machine in words, such as `CPU · 2 cores · 24 GB`; empty until it is known."""
-        return str((self._device or {}).get("device", ""))
+    def device(self) -> dict[str, Any]:
+        """What `doctor` says of the machine; empty until it is known."""
+        return self._device or {}
 
     def stop(self, run: Run) -> None:
         """Ask the worker to end, and to keep what was learned; a run that still waits leaves the queue."""

@@ -105,7 +105,7 @@ class _Header:
         self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
 
     def _refresh(self, seen: Any) -> Any:
-        device, (run_id, running) = self.page.launcher.device(), self._running()
+        device, (run_id, running) = self._device(), self._running()
         now = f"{device}|{run_id}|{running}"
         if now == seen:
             return gr.skip()
@@ -119,6 +119,13 @@ class _Header:
             f"<button type='button' class='chip lead' data-lead>{report.escape(running)}</button>" if running else ""
         )
         return updates
+
+    def _device(self) -> str:
+        """The machine in words; empty until it is known."""
+        facts = self.page.launcher.device()
+        if facts.get("kind") == "cpu":
+            return self.page.words.t("common.cpu", cores=facts["cores"], gigabytes=facts["memory_gb"])
+        return str(facts.get("device", ""))
 
     def _running(self) -> tuple[str, str]:
         """The run at work and how far it is; else how many wait."""

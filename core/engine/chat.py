@@ -19,8 +19,9 @@ from core.config import ModelSettings
 from core.engine.adapt import Adapted, Weights
 from core.engine.adapter_files import check_bytes, digest
 from core.engine.data import Reader
+from core.engine.device import choose_dtype, find_device
 from core.engine.generate import Sampling, TextStream, generate
-from core.engine.model import choose_dtype, end_token_ids, find_device, has_trained_head, load_model, longest_input
+from core.engine.model import end_token_ids, has_trained_head, load_model, longest_input
 from core.engine.predict import Found, classify, find_answer
 from core.engine.tokens import Tokens
 from core.formats import Message

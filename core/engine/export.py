@@ -17,9 +17,10 @@ from core import methods, objectives
 from core.config import Config
 from core.engine.adapt import Adapted, Weights
 from core.engine.adapter_files import PREFIX, check_bytes, digest, public_name
+from core.engine.device import choose_dtype, find_device
 from core.engine.layers import cannot_merge
 from core.engine.log import Log
-from core.engine.model import choose_dtype, end_token_ids, find_device, load_model
+from core.engine.model import end_token_ids, load_model
 from core.engine.quantization import dequantized_weights
 from core.engine.tokens import PLAIN_TEMPLATE, Tokens
 from core.engine.wishes import Interrupted

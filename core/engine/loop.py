@@ -26,15 +26,13 @@ from core.engine.checkpoint import (
     save_checkpoint,
 )
 from core.engine.data import Reader, collate
+from core.engine.device import choose_dtype, describe_device, find_device
 from core.engine.evaluate import measure, write_answers
 from core.engine.log import Log, Speed, memory_in_use
 from core.engine.material import Material
 from core.engine.memory import NoRoomToStep, free, give_way, halve_micro_batch, refuse_optimizer
 from core.engine.model import (
-    choose_dtype,
-    describe_device,
     end_token_ids,
-    find_device,
     find_heads,
     load_model,
     longest_input,

@@ -1,17 +1,14 @@
-"""Loading a base model and its tokenizer: device, precision, and refusing what is not whole."""
+"""Loading a base model and its tokenizer, and refusing what is not whole."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
-from accelerate import PartialState
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from core import devices, methods, objectives
+from core import objectives
 from core.config import ModelSettings
 from core.engine import quantization
 from core.engine.tokens import LOCAL
@@ -41,64 +38,6 @@ _PEFT_TASKS = {
     "sequence_classification": "SEQ_CLS",
     "question_answering": "QUESTION_ANS",
 }
-
-
-def find_device() -> torch.device:
-    """The device that training and chat use: CUDA (ROCm too), Ascend, XPU or MPS where there is one, else the CPU."""
-    return PartialState().device
-
-
-def describe_device() -> dict[str, Any]:
-    """What `doctor` and the window's header say: {kind, device, memory_gb, devices, versions}."""
-    device = find_device()
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory
-    else:
-        name, memory = (
-            {"cpu": f"CPU · {os.cpu_count()} cores"}.get(device.type, device.type.upper()),
-            psutil.virtual_memory().total,
-        )
-    gigabytes = round(memory / 2**30)
-    return {
-        "kind": device.type,
-        "device": f"{name} · {gigabytes} GB",
-        "memory_gb": gigabytes,
-        "devices": _name_devices(device.type),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-
-
-def _name_devices(kind: str) -> dict[str, Any]:
-    """Which devices a process could be given: `names`, and the environment `variable` that takes them; none where there
-    is nothing to choose from."""
-    known = {"cuda": ["CUDA_VISIBLE_DEVICES"], "npu": ["ASCEND_RT_VISIBLE_DEVICES"], "xpu": ["ZE_AFFINITY_MASK"]}
-    variables = [*(["HIP_VISIBLE_DEVICES"] if kind == "cuda" and torch.version.hip else []), *known.get(kind, [])]
-    if not variables:
-        return {"variable": "", "names": []}
-    count = getattr(torch, kind).device_count()
-    variable = next((name for name in variables if os.environ.get(name)), variables[0])
-    if not os.environ.get(variable):
-        return {"variable": variable, "names": [str(index) for index in range(count)]}
-    # Who sees some of them alone may give away no others.
-    names = devices.split_names(os.environ[variable])
-    return {"variable": variable, "names": names if len(names) == count else []}
-
-
-def choose_dtype(setting: str, device: torch.device, method: methods.Method | None = None) -> torch.dtype:
-    """The number format of the base weights.
-
-    Weights that are trained themselves stay in float32: a small step on a half-precision weight rounds to nothing.
-    """
-    if isinstance(method, methods.SelectiveMethod):
-        return torch.float32
-    if setting != "auto":
-        return getattr(torch, setting)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type in ("npu", "xpu"):
-        return torch.bfloat16
-    return torch.float32  # CPU and MPS: half precision is slower there or not exact enough to train in
 
 
 def load_model(

@@ -12,7 +12,8 @@ import torch
 from core import methods, objectives
 from core.config import ModelSettings
 from core.engine.adapt import Adapted
-from core.engine.model import _name_devices, find_heads, load_model
+from core.engine.device import _name_devices
+from core.engine.model import find_heads, load_model
 from core.loading import write_lines
 
 
