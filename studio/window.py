@@ -17,6 +17,7 @@ from core.problem import Problem
 from studio import language as languages
 from studio import report, shelf, tabs, theme
 from studio.clock import Clock
+from studio.early import Early
 from studio.gate import GateSettings, create_app
 from studio.language import Language
 from studio.launcher import Launcher
@@ -174,6 +175,7 @@ def serve(settings: GateSettings) -> int:
     app = create_app(
         windows, settings, _resolve, say=languages.say, theme=theme.build(), css_paths=[theme.STYLE], head=theme.HEAD
     )
+    app.add_middleware(Early, paths=[f"/{code}/" for code in windows])
     with socket.socket(socket.AF_INET6 if ":" in settings.address else socket.AF_INET) as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -436,6 +436,17 @@ def test_every_tab_fits_in_every_language(
         assert overflow <= 0, f"{name} is {overflow} px too wide"
 
 
+def test_a_page_in_which_nothing_happens_is_not_drawn(page: sync_api.Page, studio: Studio) -> None:
+    page.add_init_script(
+        "const draw = window.requestAnimationFrame.bind(window); window.drawn = 0;"
+        "window.requestAnimationFrame = (step) => { window.drawn = performance.now(); return draw(step); };"
+    )
+    page.goto(studio.url + "/en/")
+    expect(page.locator("#train-start")).to_be_visible(timeout=WAIT)
+    # It looks for news every two seconds, and has a frame then.
+    page.wait_for_function("() => performance.now() - window.drawn > 600", polling=50)
+
+
 def test_the_browsers_language_is_taken(browser: sync_api.Browser, studio: Studio) -> None:
     context = browser.new_context(locale="zh-CN")
     page = context.new_page()
