@@ -253,8 +253,6 @@ def measure_browser(updates: int, rounds: int) -> None:
                 page.wait_for_timeout(2000)
             if round < rounds - 1:
                 page.close()
-        for name, took in clicks.items():
-            print(f"{name}: {statistics.median(took):.0f} ms, at worst {max(took):.0f}, of {len(took)}")
         page.click(f".runs-table button[data-run='{long_id}']")
         page.wait_for_function(f"stands('{long_id}-loss')")
         page.wait_for_timeout(3000)
@@ -277,12 +275,9 @@ def measure_browser(updates: int, rounds: int) -> None:
             )
             answer, draw = page.evaluate(_TOOK)
             answers.append(answer), draws.append(draw), cores.append(worked() - before)
-        for name, took in {
-            "the studio's answer": answers,
-            "from its arrival to the picture": draws,
-            "of a core, all in the page": cores,
-        }.items():
-            print(f"an update, {name}: {statistics.median(took):.0f} ms, at worst {max(took):.0f}, of {len(took)}")
+        updated = {"the answer": answers, "from its arrival to the picture": draws, "of a core, all in the page": cores}
+        for name, took in (clicks | {f"an update, {name}": took for name, took in updated.items()}).items():
+            print(f"{name}: {statistics.median(took):.0f} ms, from {min(took):.0f} to {max(took):.0f}, of {len(took)}")
         browser.close()
 
 
