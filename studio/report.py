@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import html
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -280,12 +282,12 @@ def took(words: Language, run: Run) -> str:
 
 
 def seconds(run: Run) -> float | None:
-    """How long it was worked on: as its result says, else from its beginning to its last word."""
+    """How long it was worked on: as its result says, else from its first word, or its worker's birth, to its last word."""
     told = (run.result() or {}).get("seconds")
     if _is_number(told):
         return float(told)
     try:
-        began = datetime.datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").timestamp()
+        began = _first_word(run)
         last = max(
             (path.stat().st_mtime for name in ("result.json", "metrics.jsonl") if (path := run.folder / name).exists()),
             default=began,
@@ -293,6 +295,14 @@ def seconds(run: Run) -> float | None:
     except (ValueError, OSError):
         return None
     return max(0.0, last - began)
+
+
+def _first_word(run: Run) -> float:
+    """When it was first worked on; one that nobody has worked on was made then."""
+    for name, key in (("metrics.jsonl", "time"), ("worker.json", "birth")):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError), (run.folder / name).open("rb") as file:
+            return float(json.loads(file.readline() if key == "time" else file.read())[key])
+    return datetime.datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").timestamp()
 
 
 def began(run: Run) -> str:

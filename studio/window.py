@@ -6,6 +6,8 @@ import copy
 import os
 import socket
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,12 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
         _Header(page)
         page.tabs.render()
         with page.tabs:
-            for name, tab in tabs.walk().items():
-                with gr.Tab(words.t(tab.NAME), id=name, elem_id=f"tab-{name}"):
+            for name, module in tabs.walk().items():
+                with gr.Tab(words.t(module.NAME), id=name, elem_id=f"tab-{name}") as tab:
                     page.clock.tab = name
-                    tab.build(page)
+                    module.build(replace(page, tab=tab))
         page.clock.listen()
+        _put_first(blocks, [page.clock.face, *(one for one in blocks.blocks.values() if isinstance(one, gr.State))])
         for handler in blocks.fns.values():
             # Gradio writes a manual of every handler and field into the page, some twenty megabytes with so many.
             handler.api_visibility = "private"
@@ -86,6 +89,14 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
                 # At every event the page looks up each field that ever showed progress: seconds, when all of them do.
                 handler.show_progress_on = [page.clock.face]
     return blocks
+
+
+def _put_first(blocks: gr.Blocks, unseen: Sequence[Any]) -> None:
+    """Let what nobody sees stand before everything else: at every event the page looks for each of these from the beginning."""
+    for one in unseen:
+        one.parent.children.remove(one)
+        one.parent = blocks
+    blocks.children[:0] = unseen
 
 
 class _Header:

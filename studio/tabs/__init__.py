@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ class Page:
             changed State by its queue alone, so the handler that sets it must not say `queue=False`.
         clock: asks what is new on the open tab: `page.clock.add(look, inputs, outputs)`, see `studio.clock.Look`.
         launcher: starts the workers.
+        tab: the one that is being drawn: `page.tab.select(...)` hears when it is opened.
     """
 
     words: Language
@@ -54,6 +55,7 @@ class Page:
     config: gr.State
     clock: Clock
     launcher: Launcher
+    tab: gr.Tab = field(default_factory=lambda: gr.Tab(render=False))
 
     @property
     def language(self) -> str:

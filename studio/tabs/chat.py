@@ -184,8 +184,7 @@ class _Chat:
 
         page.blocks.load(None, js=_COMPOSING)
         look = {"inputs": [*chosen, self.turns, page.run, self.followed], "outputs": [*show, self.followed, *memory]}
-        page.blocks.load(self._refresh, **look, **_QUICK)
-        gr.on([page.tabs.change, page.run.change], self._refresh, **look, **_QUICK)
+        page.tab.select(self._refresh, **look, **_QUICK)
         header.run.input(self._choose_run, [*chosen, self.turns], [*show, page.run, self.followed], **_QUICK)
         header.how.input(self._choose_how, [*chosen, self.turns], show, **_QUICK)
         gr.on(
@@ -211,8 +210,7 @@ class _Chat:
     ) -> tuple[Any, ...]:
         """The list of runs as it is now; a run that another page selected is taken over once it has something to say.
 
-        A fresh page begins with the newest run: what was drawn is as old as the studio. Whichever event comes first
-        sees to that, because a quick person is in this tab before the page's loading is answered.
+        A fresh page begins with the newest run: what was drawn is as old as the studio.
         """
         listed = answers.choices(self.words)
         if elsewhere and elsewhere != followed and elsewhere in [value for _, value in listed]:

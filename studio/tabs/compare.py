@@ -176,8 +176,7 @@ class _Compare:
         ]  # fmt: skip
         streaming = [self.problem, self.send, self.stop, self.round, *self.said]
         look = {"inputs": [page.run, self.followed, *chosen], "outputs": [*shown, self.followed]}
-        page.blocks.load(self._refresh, **look, **_QUICK)
-        gr.on([page.tabs.change, page.run.change], self._refresh, **look, **_QUICK)
+        page.tab.select(self._refresh, **look, **_QUICK)
         self.headers[0].run.input(self._choose_lead, chosen, shown, **_QUICK)
         for header in self.headers:
             header.how.input(_choose_how, [header.run, header.how], header.strength, **_QUICK)
@@ -200,8 +199,7 @@ class _Compare:
     def _refresh(self, elsewhere: Any, followed: str, *chosen: Any) -> list[Any]:
         """The lists of runs as they are now; a run that another page selected is taken over in every column.
 
-        A fresh page begins with the newest run: what was drawn is as old as the studio. Whichever event comes first
-        sees to that, because a quick person is in this tab before the page's loading is answered.
+        A fresh page begins with the newest run: what was drawn is as old as the studio.
         """
         listed = [run_id for _, run_id in self._listed(None)]
         if elsewhere and elsewhere != followed and elsewhere in listed:

@@ -224,11 +224,7 @@ class _Export:
         ]
         shown = [self.run, self.nothing, self.all, *offers, self.made, self.seen]
         look = {"inputs": [page.run, self.followed, self.run, self.dtype], "outputs": [*shown, self.followed]}
-        # A fresh page begins with the newest run; what was drawn is as old as the studio.
-        page.blocks.load(
-            lambda elsewhere, followed, _, dtype: self._refresh(elsewhere, followed, None, dtype), **look, **_QUICK
-        )
-        gr.on([page.tabs.change, page.run.change], self._refresh, **look, **_QUICK)
+        page.tab.select(self._refresh, **look, **_QUICK)
         self.run.input(self._choose, [self.run, self.dtype], [*shown, self.problem, page.run, self.followed], **_QUICK)
         self.dtype.input(
             lambda run_id, dtype: self._offer(_find(run_id), "merged", dtype),
@@ -252,6 +248,9 @@ class _Export:
         listed = [value for _, value in answers.choices(self.words, untrained=False)]
         if elsewhere and elsewhere != followed and elsewhere in listed:
             run_id, followed = elsewhere, elsewhere
+        elif not followed:
+            # A fresh page begins with the newest run: what was drawn is as old as the studio.
+            run_id, followed = None, answers.OPENED
         return [*self._show(run_id, dtype), followed]
 
     def _choose(self, run_id: Any, dtype: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from core import changes, disk, methods, objectives, runs
 from core.config import Config
 from core.engine import checkpoint as checkpoints
-from core.engine import loop, wishes, worker
+from core.engine import loop, rows, wishes, worker
 from core.engine.chat import Speaker
 from core.engine.export import export
 from core.engine.optim import create_optimizer, reserve_moments
@@ -157,6 +157,21 @@ def test_every_objective_goes_on_bit_for_bit(prepare: Callable[..., Run], task: 
     assert started["packing"] is (task in ("chat", "text", "generative_qa"))
     for killed in copies:
         assert_same(untouched, train(killed)[0])
+
+
+def test_a_machine_with_other_cores_goes_on_bit_for_bit(
+    prepare: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted for the threads that spell rows, and for nothing else that a training does."""
+    threads, pool = [], rows.ThreadPoolExecutor
+    monkeypatch.setattr(rows, "ThreadPoolExecutor", lambda count, *more: threads.append(count) or pool(count, *more))
+    monkeypatch.setattr(rows, "_is_known", lambda *_: False)
+    monkeypatch.setattr(rows, "_BLOCK", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    untouched, (killed,) = train(prepare(), at_steps(5))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert_same(untouched, train(killed)[0])
+    assert set(threads) == {1, 4}
 
 
 @contextmanager

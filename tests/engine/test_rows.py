@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,15 @@ def test_threads_keep_order_and_counts(
     config = config_of(family("llama"), write_talks(tmp_path / "a.jsonl", 300), too_long=too_long)
     material = Material.read(config)
     found: list[list[tuple[int, Spelled]]] = []
-    for block in (7, 10_000):  # in many blocks, ahead of each other, and in one
+    for block, cores in ((7, 1), (7, 8), (10_000, 8)):  # in many blocks, ahead of each other, and in one
         monkeypatch.setattr(engine_rows, "_BLOCK", block)
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         tokens, _ = load_tokens(config, family("llama"), material.objective)
         indices = list(reversed(range(len(material.data.examples))))
         found.append(list(spell_each(material.data, indices, material.objective, tokens, config.data)))
         kept = spell(material.data, indices, material.objective, tokens, config.data)
         found.append([(kept.cut, [str(kept.dropped)]), *zip(kept.origins, kept.rows, strict=True)])  # type: ignore[list-item]
-    assert found[0] == found[2] and found[1] == found[3]
+    assert found[0] == found[2] == found[4] and found[1] == found[3] == found[5]
     assert [index for index, _ in found[0]] == indices
     assert kept.cut + kept.dropped > 20 and (kept.dropped > 0) == (too_long == "drop")
 

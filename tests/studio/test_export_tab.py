@@ -138,6 +138,18 @@ def test_the_offer_says_what_whom_and_how_large(own_home: Path, trained_run: str
     assert "no small adapter" in tab._offer(selective, "adapter")
 
 
+def test_a_fresh_page_begins_with_the_newest_run(own_home: Path, trained_run: str, draw: Any):
+    older = "20200101-000000-older"
+    shutil.copytree(own_home / "runs" / trained_run, own_home / "runs" / older)
+    tab = draw(_Export)
+    chosen, *_, followed = tab._refresh("", "", older, "auto")
+    assert chosen.value == trained_run
+    assert tab._refresh("", followed, older, "auto")[0].value == older, "what somebody chose stays"
+    assert tab._refresh(older, followed, trained_run, "auto")[0].value == older, (
+        "what another page selected is taken over"
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "lora", "merged"),
     [("lora", True, True), ("vera", True, True), ("dora", False, True), ("full", False, True), ("prompt_tuning", False, False)],

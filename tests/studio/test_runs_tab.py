@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from core.problem import Problem
 from core.runs import Run
 from studio import notifier as notifiers
 from studio import overview as overviews
+from studio import report
 from studio.metrics import Reader, Steps, read_metrics
 from studio.overview import Overview, overview
 from studio.panel import find
@@ -518,3 +520,12 @@ def test_the_notifier_tells_what_has_ended_and_keeps_an_address(draw: Any) -> No
     assert "Kept" in notifier._keep("https://name.example/secret-token")
     shown = str(notifier._open().values())
     assert "name.example" in shown and "secret-token" not in shown, "others may look at this page"
+
+
+def test_what_waited_in_the_queue_was_not_worked_on_meanwhile(home: Path) -> None:
+    run = runs.create(Config(name="late"), folder=home / "runs" / "20200101-120000-late")
+    with run.claim():
+        run.finish("stopped")  # before its first step, and long after it was made
+    assert 0 <= report.seconds(run) < 3600
+    (run.folder / "metrics.jsonl").write_text(json.dumps({"event": "doing", "time": time.time() - 50}) + "\n")
+    assert 40 < report.seconds(run) < 3600

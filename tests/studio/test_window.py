@@ -200,6 +200,21 @@ def test_a_field_is_no_handler_of_its_own() -> None:
     assert len(window.build("en").fns) < 200, "a page that opens looks for each among those of every other field"
 
 
+def test_a_page_finds_what_its_events_ask_for_without_looking_far() -> None:
+    """Gradio walks through the page to every input of all that was asked since it was opened, at each event anew."""
+    blocks = window.build("en")
+    unseen = {one for one in blocks.blocks.values() if isinstance(one, gr.State)}
+    assert unseen < set(blocks.children[: len(unseen) + 1])
+    stored = {one._id: one for one in blocks.blocks.values() if isinstance(one, gr.BrowserState)}
+    always = [
+        handler
+        for handler in blocks.fns.values()
+        if any(event == "load" or id in stored for id, event in handler.targets)
+    ]
+    seen = {one for handler in always for one in handler.inputs}.difference(unseen, stored.values())
+    assert len(seen) == 4, "search and knobs of the table of runs"
+
+
 def test_settings_of_a_run_come_back_into_the_form(draw: Any) -> None:
     train = draw(train_tab._Train)
     run = runs.create(Config.read({"train": {"epochs": 7}, "method": {"name": "freeze", "layers": 1}}))
