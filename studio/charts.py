@@ -389,6 +389,7 @@ const matrix = (figure, colours) => {
 };
 const trace = (one, dark, colours) => one.type === 'heatmap' ? {...one, colorscale: [[0, colours.fill], [1, colours.accent]]} : dark && one.atelier_dark
   ? {...one, line: {...one.line, color: one.atelier_dark}, marker: {...one.marker, color: one.atelier_dark}} : one;
+let turn = 0;
 const draw = () => {
   const figures = JSON.parse(props.value || '{}').figures || [];
   if (!figures.length && !host.children.length) return;
@@ -396,13 +397,18 @@ const draw = () => {
   while (host.children.length > figures.length) { Plotly.purge(host.lastChild); host.lastChild.remove(); }
   while (host.children.length < figures.length) host.appendChild(document.createElement('div'));
   const colours = theme(), dark = document.body.classList.contains('dark');
-  figures.forEach((figure, place) => {
-    const node = host.children[place];
+  const mine = ++turn;
+  // Each in a turn of its own, so that the page hears a press between two.
+  const next = (place) => {
+    if (mine !== turn || place === figures.length) return;
+    const figure = figures[place], node = host.children[place];
     // Not className: Plotly knows its own nodes by a class, and begins anew where it is gone.
     node.classList.add('chart'); node.classList.toggle('tall', figure.tall);
     node.style.maxWidth = figure.rows ? `${220 + 130 * figure.columns.length}px` : '';
     Plotly.react(node, figure.data.map((one) => trace(one, dark, colours)), (figure.rows ? matrix : layout)(figure, colours), {displaylogo: false, responsive: true, displayModeBar: figure.tall && !figure.rows ? 'hover' : false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']});
-  });
+    setTimeout(next, 0, place + 1);
+  };
+  next(0);
 };
 watch('value', draw);
 new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});

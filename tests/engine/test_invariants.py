@@ -22,7 +22,8 @@ from core import methods, objectives
 from core.config import ModelSettings, TrainSettings
 from core.engine.adapt import Adapted, Weights
 from core.engine.data import Reader, collate
-from core.engine.model import choose_dtype, find_heads, load_model
+from core.engine.device import choose_dtype
+from core.engine.model import find_heads, load_model
 from core.engine.optim import create_optimizer
 from core.fit import count_trainable
 from core.model import describe

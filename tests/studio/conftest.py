@@ -18,10 +18,17 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def _train(home: Path, task: str, settings: dict[str, Any]) -> None:
-    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+_TRAIN = "import json, sys; from core.__main__ import main; sys.exit(any(map(main, json.loads(sys.argv[1]))))"
+
+
+def _train(home: Path, *runs: tuple[str, dict[str, Any]]) -> None:
+    """Train one after the other in a process that loads torch once."""
+    commands = [
+        ["train", task, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
+        for task, settings in runs
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "core", "train", task, *arguments],
+        [sys.executable, "-c", _TRAIN, json.dumps(commands)],
         cwd=ROOT,
         env=os.environ | {"ATELIER_HOME": str(home), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -61,7 +68,7 @@ def _train_voice(home: Path) -> None:
         "samples.max_new_tokens": 4,
         "samples.prompts": '["Who are you?", "What is the moon?"]',
     }
-    _train(home, "chat", settings)
+    _train(home, ("chat", settings))
 
 
 PLACES = {"the <b>moon</b>": "high above the sea", "a lamp": "on the old table", "the cat": "under a green chair"}
@@ -81,6 +88,7 @@ def _train_solvers(home: Path) -> None:
         {"context": f"Look: {thing} is {place}.", "question": f"Where is {thing}?", "answers": [place]}
         for thing, place in PLACES.items()
     ] * 8
+    solvers = []
     for task, rows in (("classification", texts), ("extractive_qa", asked)):
         path = home / f"{task}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -88,7 +96,8 @@ def _train_solvers(home: Path) -> None:
             "name": f"a {task}", "data.train": path, "data.eval_fraction": 0.2, "train.max_steps": 12, "train.learning_rate": 0.01,
             "train.scheduler": "constant", "train.warmup": 0, "train.eval_every": 0, "train.save_every": 0,
         }  # fmt: skip
-        _train(home, task, settings)
+        solvers.append((task, settings))
+    _train(home, *solvers)
 
 
 @pytest.fixture(scope="session")

@@ -290,6 +290,7 @@ def test_the_browser_is_asked_to_tell_of_a_run_that_has_ended(page: Any, home: P
     page.get_by_text("Notify me when a run ends").click()
     page.get_by_role("button", name="Notify me in this browser").click()
     page.get_by_text("On, as long as a page of the studio is open.").wait_for()
+    page.wait_for_function("localStorage.getItem('atelier.ended')")  # what ended before is known
 
     def end(name: str) -> None:
         """A run that has just ended, named so."""

@@ -347,9 +347,9 @@ def test_two_devices_have_a_worker_each(workers: list[subprocess.Popen[bytes]]) 
     looking.step()
     looking.step()
     assert len(workers) == 2
+    _until(lambda: first.state() == second.state() == "running")
     seen = [psutil.Process(child.pid).environ()["CUDA_VISIBLE_DEVICES"] for child in workers]
     assert seen == ["0", "1"]
-    _until(lambda: first.state() == second.state() == "running")
     Launcher().step()  # a studio that was started anew
     assert third.state() == "queued" and len(workers) == 2
     (second.folder / "finish").touch()
