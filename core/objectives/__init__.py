@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from core.formats import Example, Message
 
 
-@dataclass(frozen=True, slots=True)
+# As with examples, nobody changes rows, and millions are made.
+@dataclass(slots=True)
 class Row:
     """What the model reads, as token ids, and for each whether it is learned as the token that comes next.
 
@@ -52,7 +53,7 @@ class Row:
         return list(zip(self.ids, self.trained or [False] * len(self.ids), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LabelRow(Row):
     """A text with the number of its label, or with a 0 or 1 for each label where a text may have several."""
 
@@ -63,7 +64,7 @@ class LabelRow(Row):
         return 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpanRow(Row):
     """A question and a window of its context. `span` is the answer's first and last token, (0, 0) when it is not in
     this window; `places` are each token's characters in the context, None for a token that is not of it."""
@@ -80,7 +81,7 @@ class SpanRow(Row):
         return [(token, 0 < first <= position <= last) for position, token in enumerate(self.ids)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AnswerRow(Row):
     """A text for the encoder and what the decoder shall make of it, with the token that ends it."""
 
