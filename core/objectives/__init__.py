@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 # As with examples, nobody changes rows, and millions are made.
 @dataclass(slots=True)
 class Row:
-    """What the model reads, as token ids, and for each whether it is learned as the token that comes next.
+    """What the model reads, as token ids, and for each whether (1) or not (0) it is learned as the token that comes next.
 
     `segments` says which of two texts each token is of, for models that are told; `lost` is what was cut off its end,
     where somebody wants to see that; `left_out` counts the tokens of the turns that were left out of it.
     """
 
-    ids: list[int]
-    trained: list[bool] = field(default_factory=list)
+    ids: Sequence[int]
+    trained: Sequence[int] = b""
     segments: list[int] | None = None
-    lost: list[int] = field(default_factory=list)
+    lost: Sequence[int] = field(default_factory=list)
     left_out: int = 0
 
     @property
     def targets(self) -> int:
         """How many things the row teaches; its first token has nothing before it and is never one."""
-        return self.trained.count(True) - (self.trained[:1] == [True])
+        return self.trained.count(True) - (self.trained[0] if self.trained else 0)
 
     @property
     def length(self) -> int:
@@ -50,7 +50,7 @@ class Row:
 
     def shown(self) -> list[tuple[int, bool]]:
         """Its tokens for people: (id, whether it is learned)."""
-        return list(zip(self.ids, self.trained or [False] * len(self.ids), strict=True))
+        return list(zip(self.ids, map(bool, self.trained or bytes(len(self.ids))), strict=True))
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class SpanRow(Row):
 class AnswerRow(Row):
     """A text for the encoder and what the decoder shall make of it, with the token that ends it."""
 
-    answer: list[int] = field(default_factory=list)
+    answer: Sequence[int] = field(default_factory=list)
 
     @property
     def targets(self) -> int:
