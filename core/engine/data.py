@@ -70,7 +70,7 @@ def collate(rows: Sequence[Row], pad: int, *, pack: int | None, before: Sequence
         start = 0
         for row in rows_of_bin:
             end = start + len(row.ids)
-            ids[line, start:end] = torch.tensor(row.ids)
+            ids[line, start:end] = torch.tensor([*row.ids])
             positions[line, start:end] = torch.arange(len(row.ids))
             mask[line, start:end] = 1
             learned = torch.tensor([*row.trained[1:]], dtype=torch.bool)
