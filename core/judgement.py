@@ -248,13 +248,13 @@ def _number_words(rows: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 def texts_of(example: Example) -> list[str]:
     """Everything that stands in an example."""
-    parts = [example.text, example.question, example.context, example.source, example.target]
-    answers = [answer.text for answer in example.answers or ()]
     if example.messages:
         # Pairs are a conversation, too, and would count twice.
-        parts = []
-        answers = [message.content for message in example.messages]
-    return [part for part in (*parts, *answers, *(texts_of(example.rejected) if example.rejected else ())) if part]
+        parts: list[str | None] = [message.content for message in example.messages]
+    else:
+        parts = [example.text, example.question, example.context, example.source, example.target]
+        parts += [answer.text for answer in example.answers or ()]
+    return [part for part in (parts + texts_of(example.rejected) if example.rejected else parts) if part]
 
 
 def content_key(example: Example) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from array import array
@@ -116,18 +117,20 @@ class Speller:
             return array("i", self._encode(text)), None
         ids: Ids = array("i")
         marks: list[Mark] = []
-        place, is_mark, further = 0, False, self._further.__getitem__
-        for piece in self._split(text) if self._split is not None else (text,):
-            if is_mark:
-                marks.append((place, place + len(piece), len(ids)))
-                ids.append(self._ids[piece])
-            elif piece:
+        place, further = 0, self._further.__getitem__
+        pieces = self._split(text) if self._split is not None else [text]
+        for piece, mark in itertools.zip_longest(pieces[::2], pieces[1::2]):
+            if piece:
                 first, *others = piece.split(" ")
                 try:
                     ids.frombytes((self._first[first] if first else b"") + b"".join(map(further, others)))
                 except KeyError:
                     ids.frombytes(self._spell_words(piece))
-            place, is_mark = place + len(piece), not is_mark
+                place += len(piece)
+            if mark:
+                marks.append((place, place + len(mark), len(ids)))
+                ids.append(self._ids[mark])
+                place += len(mark)
         return ids, marks
 
     def _spell_word(self, word: str) -> bytes:

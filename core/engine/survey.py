@@ -174,9 +174,8 @@ class Surveyor:
         for label in example.labels or ():
             (part.aside_labels if is_aside else part.labels)[label] += 1
         # Letters are looked for in a fraction of the time, and most texts have none of these.
-        likely = self._special and [text for text in texts if any(map(text.__contains__, self._special_starts))]
-        if likely and any(map(self._special.search, likely)):
-            flags.append("special")
+        if self._special and any([start in text for text in texts for start in self._special_starts]):
+            flags += ["special"] * any(map(self._special.search, texts))
         return flags
 
     def _judge_system(self, example: Example) -> list[str]:
