@@ -85,7 +85,7 @@ def _to_data(example: Example) -> dict[str, Any]:
 def _from_data(told: dict[str, Any]) -> Example:
     for name, kind in (("messages", Message), ("answers", Answer)):
         if name in told:
-            told[name] = tuple(kind(*parts) for parts in told[name])
+            told[name] = tuple([kind(*parts) for parts in told[name]])
     if "labels" in told:
         told["labels"] = tuple(told["labels"])
     if "rejected" in told:

@@ -1,4 +1,4 @@
-"""A process for each core while the rows of a large data set are judged and spelled; what they cannot do is done here.
+"""Processes that share the judging and spelling of a large data set's rows; what they cannot do, or not yet, is done here.
 
 Over the pipes go lines of JSON, each with blocks of bytes behind it. A helper ends when its pipe does, so that none outlives
 the process that it helps, however that one ends.
@@ -99,7 +99,7 @@ class Crew:
 
     def keep(self) -> Spool[Example]:
         """A place for examples that are measured while others are still being read."""
-        ahead = _Ahead(lambda lines: self._threads.submit(self._do, ({"do": "measure"}, lines)), 4 * len(self._helpers))
+        ahead = _Ahead(lambda lines: self._ask(({"do": "measure"}, lines)))
         kept = keep_examples(ahead.add)
         self._ahead[id(kept)] = ahead
         return kept
@@ -149,8 +149,8 @@ class Crew:
         ahead: deque[tuple[Told, Future[Told]]] = deque()
         try:
             for told in asked:
-                ahead.append((told, self._threads.submit(self._do, told)))
-                if len(ahead) > 3 * len(self._helpers):
+                ahead.append((told, self._ask(told)))
+                while ahead and (ahead[0][1].done() or len(ahead) > 8 * len(self._helpers)):
                     first, future = ahead.popleft()
                     yield first, future.result()
             while ahead:
@@ -160,36 +160,44 @@ class Crew:
             for _, future in ahead:
                 future.cancel()
 
-    def _do(self, told: Told) -> Told:
-        helper = self._free.get()
+    def _ask(self, told: Told) -> Future[Told]:
+        """What becomes of it some time; it is done at once, and here, while all helpers have enough to do."""
+        try:
+            helper = self._free.get_nowait()
+        except queue.Empty:
+            done: Future[Told] = Future()
+            done.set_result(self._do_here(told))
+            return done
+        return self._threads.submit(self._do, helper, told)
+
+    def _do(self, helper: _Helper, told: Told) -> Told:
         try:
             reply = helper.ask(told)
         finally:
             self._free.put(helper)
-        if reply is None:
-            with self._lock:
-                if self._ended:
-                    raise InterruptedError
-                return self._here.do(*told)
-        return reply
+        return self._do_here(told) if reply is None else reply
+
+    def _do_here(self, told: Told) -> Told:
+        with self._lock:
+            if self._ended:
+                raise InterruptedError
+            return self._here.do(*told)
 
 
 class _Ahead:
     """Examples that are asked for as soon as there are enough of them, and what is known of those before."""
 
-    def __init__(self, ask: Callable[[list[bytes]], Future[Told]], most: int):
-        self._ask, self._most = ask, most
+    def __init__(self, ask: Callable[[list[bytes]], Future[Told]]):
+        self._ask = ask
         self._lines: list[bytes] = []
         self._asked: deque[Future[Told]] = deque()
 
     def add(self, lines: list[bytes]) -> None:
-        """More of them; waits for others while too many are asked for."""
+        """More of them."""
         self._lines += lines
         if len(self._lines) >= _BLOCK or sum(map(len, lines)) > BLOCK_BYTES // 2:
             self._asked.append(self._ask(self._lines))
             self._lines = []
-            if len(self._asked) > self._most:
-                self._asked[-self._most].result()
 
     def take(self, kept: Sequence[Example]) -> Iterator[Told]:
         """What is known of all, in their order."""
@@ -290,9 +298,9 @@ def assist() -> None:
 
 
 def count_helpers(size: int) -> int:
-    """How many helpers pay for so many bytes of data: one for each core, if there are several and it is enough for all."""
+    """How many helpers pay for so many bytes of data: one for each core but that of this process, if it is enough for all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST, 1 + size // ENOUGH) if cores > 1 and size >= ENOUGH else 0
+    return min(cores - 1, _MOST, size // ENOUGH)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

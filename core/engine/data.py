@@ -52,7 +52,7 @@ def collate(rows: Sequence[Row], pad: int, *, pack: int | None, before: Sequence
     if before:
         # A row's own first token is none that is learned, with or without something before it.
         unlearned = [False] * (len(before) + 1)
-        rows = [Row([*before, *row.ids], unlearned + row.trained[1:]) for row in rows]
+        rows = [Row([*before, *row.ids], [*unlearned, *row.trained[1:]]) for row in rows]
     bins: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)) if pack else rows:
         room = next((b for b in bins if sum(len(other.ids) for other in b) + len(row.ids) <= (pack or 0)), None)
@@ -70,10 +70,10 @@ def collate(rows: Sequence[Row], pad: int, *, pack: int | None, before: Sequence
         start = 0
         for row in rows_of_bin:
             end = start + len(row.ids)
-            ids[line, start:end] = torch.tensor(row.ids)
+            ids[line, start:end] = torch.tensor([*row.ids])
             positions[line, start:end] = torch.arange(len(row.ids))
             mask[line, start:end] = 1
-            learned = torch.tensor(row.trained[1:], dtype=torch.bool)
+            learned = torch.tensor([*row.trained[1:]], dtype=torch.bool)
             where[line, start : end - 1] = learned
             targets.append(ids[line, start + 1 : end][learned])
             start = end

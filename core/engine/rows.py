@@ -203,7 +203,7 @@ def _columns() -> pyarrow.Schema:
     place = pyarrow.struct({"start": pyarrow.int32(), "end": pyarrow.int32()})
     return pyarrow.schema(
         {
-            "kind": pyarrow.int8(), "ids": ids, "trained": pyarrow.list_(pyarrow.bool_()), "segments": ids, "lost": ids,
+            "kind": pyarrow.int8(), "ids": ids, "trained": pyarrow.binary(), "segments": ids, "lost": ids,
             "left_out": pyarrow.int32(), "label": pyarrow.int64(), "labels": pyarrow.list_(pyarrow.float64()), "span": ids,
             "places": pyarrow.list_(place), "answer": ids,
         }
@@ -217,7 +217,7 @@ def _weigh(row: Row) -> int:
 
 def _pack(row: Row) -> dict[str, Any]:
     packed: dict[str, Any] = {
-        "kind": _KINDS.index(type(row)), "ids": row.ids, "trained": row.trained, "segments": row.segments, "lost": row.lost,
+        "kind": _KINDS.index(type(row)), "ids": row.ids, "trained": bytes(row.trained), "segments": row.segments, "lost": row.lost,
         "left_out": row.left_out,
     }  # fmt: skip
     if isinstance(row, LabelRow):

@@ -138,21 +138,21 @@ class Surveyor:
             # The tokenizer counted them as well, and a training will not.
             part.cut -= sum(bool(row.ids and row.lost) for row in spelled)
             part.dropped -= any(not row.ids for row in spelled)
-        noted = dict.fromkeys(flags)
+        noted = list(flags)
         for row in spelled:
             (ids, learned), targets = _spread(row), row.targets
             own = [] if is_left_out else self._judge_row(row, learned, targets)
-            noted |= dict.fromkeys(own)
+            # A row that became several counts once.
+            noted += [flag for flag in own if flag not in noted]
             if not is_left_out:
                 part.full.append(row.whole)
-            if targets and not is_left_out:
-                part.lengths.append(row.length)
-                part.targets.append(targets)
-                part.is_aside.append(is_aside)
-                part.first = part.first or row.shown()
+                if targets:
+                    part.lengths.append(row.length)
+                    part.targets.append(targets)
+                    part.is_aside.append(is_aside)
+                    part.first = part.first or row.shown()
             self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
-        # A row that became several counts once.
-        self.note(list(noted), number, is_aside)
+        self.note(noted, number, is_aside)
 
     def note(self, flags: Sequence[str], number: int, is_aside: bool = False) -> None:
         """Count what is wrong with an example."""
@@ -174,9 +174,8 @@ class Surveyor:
         for label in example.labels or ():
             (part.aside_labels if is_aside else part.labels)[label] += 1
         # Letters are looked for in a fraction of the time, and most texts have none of these.
-        likely = self._special and [text for text in texts if any(map(text.__contains__, self._special_starts))]
-        if likely and any(map(self._special.search, likely)):
-            flags.append("special")
+        if self._special and any([start in text for text in texts for start in self._special_starts]):
+            flags += ["special"] * any(map(self._special.search, texts))
         return flags
 
     def _judge_system(self, example: Example) -> list[str]:
@@ -196,11 +195,11 @@ class Surveyor:
             self._keeps_system[key] = " ".join(system.split()) in " ".join(said.split())
         return [] if self._keeps_system[key] else ["dropped_system"]
 
-    def _judge_row(self, row: Row, learned: Sequence[bool], targets: int) -> list[str]:
+    def _judge_row(self, row: Row, learned: Sequence[int], targets: int) -> list[str]:
         if not row.ids:
             return ["dropped"]
         flags = []
-        if self._start is not None and row.ids[:2] == [self._start, self._start]:
+        if self._start is not None and row.ids[0] == self._start and [*row.ids[1:2]] == [self._start]:
             flags.append("double_start")
         if not targets:
             flags.append("unlearned")
@@ -222,51 +221,50 @@ class _Table:
     """Rows of SCHEMA on their way there."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-        self._ends: dict[str, list[int]] = {name: [0] for name in ("ids", "learned", "lost")}
+        self._numbers, self._asides, self._findings = array("q"), bytearray(), list[list[str]]()
+        # Numbers of all rows side by side: Arrow would look at each, and takes ten times as long for a list of lists.
+        self._ids, self._learned, self._lost = array("i"), bytearray(), array("i")
+        self._ends, self._lost_ends = array("i", [0]), array("i", [0])
 
     def __len__(self) -> int:
-        return len(self._columns["number"])
+        return len(self._numbers)
 
     @property
     def tokens(self) -> int:
-        return self._ends["ids"][-1] + self._ends["lost"][-1]
+        return len(self._ids) + len(self._lost)
 
     def add(
-        self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[bool], lost: Sequence[int], findings: list[str]
+        self, number: int, aside: bool, ids: Sequence[int], learned: Sequence[int], lost: Sequence[int], findings: list[str]
     ) -> None:  # fmt: skip
         """One row of tokens."""
-        columns = self._columns
-        columns["number"].append(number)
-        columns["aside"].append(aside)
-        columns["findings"].append(findings)
-        # Numbers side by side at once: Arrow would look at each, and takes ten times as long for a list of lists.
-        columns["ids"].append(array("i", ids))
-        columns["learned"].append(bytes(learned))
-        columns["lost"].append(array("i", lost))
-        for name, values in (("ids", ids), ("learned", learned), ("lost", lost)):
-            ends = self._ends[name]
-            ends.append(ends[-1] + len(values))
+        self._numbers.append(number)
+        self._asides.append(aside)
+        self._findings.append(findings)
+        self._ids.extend(ids)
+        self._learned.extend(learned)
+        self._ends.append(len(self._ids))
+        self._lost.extend(lost)
+        self._lost_ends.append(len(self._lost))
 
     def take(self) -> pyarrow.RecordBatch:
         """All of them, and begin anew."""
-        arrays = []
-        for column in SCHEMA:
-            values = self._columns[column.name]
-            if column.name not in self._ends:
-                arrays.append(pyarrow.array(values, column.type))
-                continue
-            flat = np.frombuffer(bytearray().join(values), bool if column.name == "learned" else np.int32)
-            ends = pyarrow.array(self._ends[column.name], pyarrow.int32())
-            arrays.append(pyarrow.ListArray.from_arrays(ends, pyarrow.array(flat), type=column.type))
+
+        def join(values: Any, kind: Any, ends: array[int]) -> pyarrow.Array:
+            flat = pyarrow.array(np.frombuffer(values, kind))
+            return pyarrow.ListArray.from_arrays(pyarrow.array(np.frombuffer(ends, np.int32)), flat)
+
+        ids, learned = join(self._ids, np.int32, self._ends), join(self._learned, bool, self._ends)
+        lost, asides = join(self._lost, np.int32, self._lost_ends), pyarrow.array(np.frombuffer(self._asides, bool))
+        findings = pyarrow.array(self._findings, SCHEMA.field("findings").type)
+        columns = [pyarrow.array(np.frombuffer(self._numbers, np.int64)), asides, ids, learned, lost, findings]
         self.__init__()  # type: ignore[misc]
-        return pyarrow.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+        return pyarrow.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _spread(row: Row) -> tuple[Sequence[int], Sequence[bool]]:
+def _spread(row: Row) -> tuple[Sequence[int], Sequence[int]]:
     """The tokens of a row, and which of them are learned."""
     if type(row) is Row:
-        return row.ids, row.trained or [False] * len(row.ids)
+        return row.ids, row.trained or bytes(len(row.ids))
     shown = row.shown()
     return [token for token, _ in shown], [learned for _, learned in shown]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from core.engine.skeleton import Skeletons
-from core.engine.spelling import Speller, Spelling
+from core.engine.spelling import Ids, Speller, Spelling
 from core.formats import Message
 from core.objectives import Row, SpanRow
 from core.problem import Problem
@@ -28,6 +29,10 @@ PLAIN_TEMPLATE = """{{ bos_token or '' }}{% if tools %}{{ '### Tools:\n' + (tool
 {{ '### ' + names[message.role] + ':\n' + message.content | trim }}
 {%- if message.role == 'assistant' %}{{ eos_token or '' }}{% endif %}{{ '\n\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"""
+
+
+Marked: TypeAlias = "tuple[Ids, bytes]"
+"""Tokens, and for each whether (1) or not (0) it is learned."""
 
 
 class Tokens:
@@ -49,6 +54,7 @@ class Tokens:
         #: Of every template that was used.
         self._skeletons: dict[str, Skeletons] = {}
         self._end_names = tuple(tokenizer.convert_ids_to_tokens(sorted(end_ids)))
+        self._end_bytes = [array("i", [end]).tobytes() for end in end_ids]
         self.starts_with_bos = bool(starts) and starts[0] == tokenizer.bos_token_id
         self.cut = 0
         self.dropped = 0
@@ -222,12 +228,12 @@ class Tokens:
             spelled = parts
         return [self._cut(*row, left_out) for row in spelled]
 
-    def _fits(self, spelled: Sequence[tuple[list[int], list[bool]]]) -> bool:
+    def _fits(self, spelled: Sequence[Marked]) -> bool:
         return all(len(ids) <= self.max_length for ids, _ in spelled)
 
     def _spell_parts(
         self, messages: tuple[Message, ...], train_on: str, tools: str | None, *, splits: bool
-    ) -> list[tuple[list[int], list[bool]]]:
+    ) -> list[Marked]:
         """As many of the last exchanges as fit; or all of them, in as few parts as they fit into."""
         first = messages[:1] if messages[0].role == "system" else ()
         exchanges: list[tuple[Message, ...]] = []
@@ -239,7 +245,7 @@ class Tokens:
         if len(exchanges) > 1 and not any(turn.role == "assistant" for turn in exchanges[-1]):
             exchanges[-2:] = [exchanges[-2] + exchanges[-1]]
 
-        def spell(some: Sequence[tuple[Message, ...]]) -> list[tuple[list[int], list[bool]]]:
+        def spell(some: Sequence[tuple[Message, ...]]) -> list[Marked]:
             return self._spell_turns(first + tuple(itertools.chain(*some)), train_on, tools)
 
         if not splits:
@@ -255,18 +261,16 @@ class Tokens:
                 parts.append([exchange])
         return [row for part in parts for row in spell(part)]
 
-    def _spell_turns(
-        self, messages: tuple[Message, ...], train_on: str, tools: str | None
-    ) -> list[tuple[list[int], list[bool]]]:
+    def _spell_turns(self, messages: tuple[Message, ...], train_on: str, tools: str | None) -> list[Marked]:
         """The ids of a conversation however long it is, and which of them are learned."""
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Problem("It has no answer.", to_do="Add a turn of the assistant.")
         if train_on == "everything":
-            ids = self.encode(self.render(messages, tools=tools))
+            ids = self.speller.spell(self.render(messages, tools=tools))
             if messages[-1].role == "assistant" and not self._is_ended(ids):
                 ids = self._append_end(ids)
-            return [(ids, [True] * len(ids))]
+            return [(ids, b"\1" * len(ids))]
         if train_on == "last_answer":
             answers = answers[-1:]
         whole = self._encode_turns(messages, answers, tools)
@@ -285,14 +289,12 @@ class Tokens:
             )
         return [row for row in rows if row is not None]
 
-    def _encode_turns(
-        self, messages: Sequence[Message], answers: Sequence[int], tools: str | None
-    ) -> tuple[list[int], list[bool]] | None:
+    def _encode_turns(self, messages: Sequence[Message], answers: Sequence[int], tools: str | None) -> Marked | None:
         """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
         whole, places = self._lay_out(messages, answers, tools)
         spelled = Spelling(whole, self.speller)
-        ids: list[int] = []
-        trained: list[bool] = []
+        ids: Ids = array("i")
+        trained = bytearray()
         # Most conversations have the ids of their beginnings one behind the other.
         is_straight = True
         for index, place in zip(answers, places, strict=True):
@@ -306,7 +308,7 @@ class Tokens:
                 start, between = None, before[len(ids) :]
             else:
                 between = spelled.ids[len(ids) : start]
-            marks = [False] * len(between)
+            marks = bytearray(len(between))
             if marks and trained and trained[-1] and ids[-1] not in self.end_ids:
                 # Some templates write the end of an answer only when the next question is there.
                 marks[0] = between[0] in self.end_ids
@@ -323,7 +325,7 @@ class Tokens:
             learned, more = self._end_answer(learned, messages[index].content, final=index == answers[-1])
             trained += marks + more
             ids += learned
-        return ids, trained
+        return ids, bytes(trained)
 
     def _lay_out(
         self, messages: Sequence[Message], answers: Sequence[int], tools: str | None
@@ -351,9 +353,7 @@ class Tokens:
             said = holds and _says(answered, messages[index].content, behind=prompt)
             yield (len(prompt), len(answered)) if said else None
 
-    def _encode_left_out(
-        self, messages: Sequence[Message], index: int, tools: str | None
-    ) -> tuple[list[int], list[bool]] | None:
+    def _encode_left_out(self, messages: Sequence[Message], index: int, tools: str | None) -> Marked | None:
         """The same for one answer of which the template leaves the beginning out: all of it stands where the template
         puts the rest. What the prompt has begun already (<think>) is not said twice. None where the answer begins in
         other words, and where more than its beginning is missing."""
@@ -369,33 +369,31 @@ class Tokens:
         lead, _, tail = written.partition(content[left_out:])
         if lead.strip() or self.decode(self.encode(tail)).strip():
             return None
-        before = self.encode(prompt)
+        before = self.speller.spell(prompt)
         learned = self._encode_further((content.removeprefix(begun) if begun else lead + content) + tail)
         learned, marks = self._end_answer(learned, content, final=True)
-        return before + learned, [False] * len(before) + marks
+        return before + learned, bytes(len(before)) + marks
 
-    def _encode_further(self, text: str) -> list[int]:
+    def _encode_further(self, text: str) -> Ids:
         """Token ids of a text that goes on behind another: without the space that some tokenizers put before a text."""
-        break_, both = self.encode("\n"), self.encode("\n" + text)
-        return both[len(break_) :] if both[: len(break_)] == break_ else self.encode(text)
+        break_, both = self.speller.spell("\n"), self.speller.spell("\n" + text)
+        return both[len(break_) :] if both[: len(break_)] == break_ else self.speller.spell(text)
 
-    def _end_answer(self, learned: list[int], content: str, *, final: bool) -> tuple[list[int], list[bool]]:
+    def _end_answer(self, learned: Ids, content: str, *, final: bool) -> Marked:
         """Marks an answer as learned up to the token that ends it; the last one is given an end if it has none. Of
         several ends one behind the other, it is the first, where the model stops; one that is within the answer's own
         text ends nothing."""
-        if (
-            learned
-            and learned[-1] in self.end_ids
-            and self.end_ids.isdisjoint(learned[:-1])
-            and not self._count_ends(content)
-        ):
-            return learned, [True] * len(learned)
+        if learned and learned[-1] in self.end_ids and not self._count_ends(content):
+            # Of most it is the last token alone; what else looks so in the bytes of others is looked at one by one.
+            others = learned[:-1].tobytes()
+            if not any([end in others for end in self._end_bytes]):
+                return learned, b"\1" * len(learned)
         ends = sorted(place for end in self.end_ids for place in _find(end, learned))[self._count_ends(content) :]
         if ends:
-            return learned, [True] * (ends[0] + 1) + [False] * (len(learned) - ends[0] - 1)
+            return learned, b"\1" * (ends[0] + 1) + bytes(len(learned) - ends[0] - 1)
         if final:
             learned = self._append_end(learned)
-        return learned, [True] * len(learned)
+        return learned, b"\1" * len(learned)
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
@@ -407,16 +405,16 @@ class Tokens:
             content = content.removesuffix(name).rstrip()
         return sum(content.count(name) for name in names)
 
-    def _is_ended(self, ids: list[int]) -> bool:
+    def _is_ended(self, ids: Ids) -> bool:
         """Whether no text stands behind the last token that ends an answer."""
         last = max((position for position, token in enumerate(ids) if token in self.end_ids), default=None)
-        return last is not None and not self.decode(ids[last + 1 :]).strip()
+        return last is not None and not self.decode(ids[last + 1 :].tolist()).strip()
 
-    def _append_end(self, ids: list[int]) -> list[int]:
+    def _append_end(self, ids: Ids) -> Ids:
         end = self.tokenizer.eos_token_id
-        return ids if end is None else [*ids, end]
+        return ids if end is None else ids + array("i", [end])
 
-    def _cut(self, ids: list[int], trained: list[bool], left_out: int) -> Row:
+    def _cut(self, ids: Ids, trained: bytes, left_out: int) -> Row:
         if len(ids) > self.max_length:
             self.cut += 1
         elif not left_out:

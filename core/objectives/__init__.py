@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     from core.formats import Example, Message
 
 
-@dataclass(frozen=True, slots=True)
+# As with examples, nobody changes rows, and millions are made.
+@dataclass(slots=True)
 class Row:
-    """What the model reads, as token ids, and for each whether it is learned as the token that comes next.
+    """What the model reads, as token ids, and for each whether (1) or not (0) it is learned as the token that comes next.
 
     `segments` says which of two texts each token is of, for models that are told; `lost` is what was cut off its end,
     where somebody wants to see that; `left_out` counts the tokens of the turns that were left out of it.
     """
 
-    ids: list[int]
-    trained: list[bool] = field(default_factory=list)
+    ids: Sequence[int]
+    trained: Sequence[int] = b""
     segments: list[int] | None = None
-    lost: list[int] = field(default_factory=list)
+    lost: Sequence[int] = field(default_factory=list)
     left_out: int = 0
 
     @property
     def targets(self) -> int:
         """How many things the row teaches; its first token has nothing before it and is never one."""
-        return self.trained.count(True) - (self.trained[:1] == [True])
+        return self.trained.count(True) - (self.trained[0] if self.trained else 0)
 
     @property
     def length(self) -> int:
@@ -49,10 +50,10 @@ class Row:
 
     def shown(self) -> list[tuple[int, bool]]:
         """Its tokens for people: (id, whether it is learned)."""
-        return list(zip(self.ids, self.trained or [False] * len(self.ids), strict=True))
+        return list(zip(self.ids, map(bool, self.trained or bytes(len(self.ids))), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LabelRow(Row):
     """A text with the number of its label, or with a 0 or 1 for each label where a text may have several."""
 
@@ -63,7 +64,7 @@ class LabelRow(Row):
         return 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpanRow(Row):
     """A question and a window of its context. `span` is the answer's first and last token, (0, 0) when it is not in
     this window; `places` are each token's characters in the context, None for a token that is not of it."""
@@ -80,11 +81,11 @@ class SpanRow(Row):
         return [(token, 0 < first <= position <= last) for position, token in enumerate(self.ids)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AnswerRow(Row):
     """A text for the encoder and what the decoder shall make of it, with the token that ends it."""
 
-    answer: list[int] = field(default_factory=list)
+    answer: Sequence[int] = field(default_factory=list)
 
     @property
     def targets(self) -> int:

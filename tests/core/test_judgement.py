@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core import dataset
-from core.judgement import _number_words, judge
+from core.formats import Example
+from core.judgement import _number_words, content_key, judge
 
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
@@ -35,6 +37,16 @@ def test_rows_that_are_in_both_are_found_by_content(write: Any) -> None:
     held = write("b.jsonl", ROW.replace("Hi", " HI\\n") + ROW.replace("Hello", "Hell o") + ROW)
     assert overlap(train, held) == [1, 3] and overlap(held, train) == [3, 4]
     assert overlap(train, held, [0]) == [] and overlap(train, held, [2]) == [1, 3]
+
+
+def test_white_space_and_capitals_make_no_other_content() -> None:
+    """Of ASCII they are found in another way; a kelvin sign is a k."""
+    draw, letters = random.Random(0), "".join(map(chr, range(128))) + " \t\n\x0b\x1c" * 20
+    for _ in range(2000):
+        text = "".join(draw.choices(letters, k=draw.randint(0, 12)))
+        key = content_key(Example(text=f"k{text}k"))
+        assert key == content_key(Example(text=f" \u212a{text}K\n")), repr(text)
+        assert (key == content_key(Example(text=f"k{text} k"))) == (text != text.rstrip()), repr(text)
 
 
 def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:

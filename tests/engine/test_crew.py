@@ -16,7 +16,7 @@ from ground import ROOT
 
 from core import presets, spool
 from core.engine import crew, inspection
-from core.engine.crew import Crew, Hand
+from core.engine.crew import Crew, Hand, Told, _Helper
 from core.engine.inspection import inspect
 from core.problem import Problem
 
@@ -71,9 +71,18 @@ def test_what_is_shared_is_found_as_by_one(
     path = write_rows(tmp_path / "rows.jsonl", task)
     alone = look(path, family(model), task, tmp_path / "alone", **more)
     request.getfixturevalue("shared_work")
-    monkeypatch.setattr(Hand, "do", lambda *_: pytest.fail("a helper has not done its part"))
+    here, there, do, ask = [], [], Hand.do, _Helper.ask
+
+    def count_answer(one: _Helper, told: Told) -> Told | None:
+        reply = ask(one, told)
+        there.extend([told[0]["do"]] if reply else [])
+        return reply
+
+    monkeypatch.setattr(Hand, "do", lambda hand, *given: here.append(given[0]["do"]) or do(hand, *given))
+    monkeypatch.setattr(_Helper, "ask", count_answer)
     shared = look(path, family(model), task, tmp_path / "shared", **more)
     assert shared == alone
+    assert {*here} == {"measure", "survey"} and {*there} == {"prepare", "measure", "survey"}
     assert {one["name"] for one in shared[0]["findings"]} & {"duplicate", "left_out", "near_duplicate"}
 
 
@@ -83,17 +92,16 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
 ) -> None:  # fmt: skip
     path = write_rows(tmp_path / "rows.jsonl", "chat")
     there: list[Crew] = []
-    begin, survey, done, do = Crew.__enter__, Crew.survey, [], Hand.do
+    begin, ask, done, do = Crew.__enter__, _Helper.ask, [], Hand.do
+    killed = {"one killed": 1, "all killed": 2}.get(trouble, 0)
 
-    def kill(one: Crew, *given: Any) -> Any:
-        for place, part in enumerate(survey(one, *given)):
-            if place == 1 and "killed" in trouble:
-                for pid in one.pids[: 1 if trouble == "one killed" else 2]:
-                    psutil.Process(pid).kill()
-            yield part
+    def kill(one: _Helper, told: Told) -> Told | None:
+        if told[0]["do"] == "survey" and one.process.pid in there[0].pids[:killed]:
+            one.process.kill()
+        return ask(one, told)
 
     monkeypatch.setattr(Crew, "__enter__", lambda one: there.append(one) or begin(one))
-    monkeypatch.setattr(Crew, "survey", kill)
+    monkeypatch.setattr(_Helper, "ask", kill)
     monkeypatch.setattr(Hand, "do", lambda hand, *given: done.append(given[0]["do"]) or do(hand, *given))
     if trouble == "another tokenizer":
         monkeypatch.setattr(crew, "fingerprint", lambda _: "that of none")
@@ -101,7 +109,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
         monkeypatch.setattr(crew.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
-    assert "survey" in done and not ("killed" in trouble and "measure" in done)
+    assert "survey" in done and [helper._is_lost for helper in there[0]._helpers] == [True, trouble != "one killed"]
     monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1
@@ -150,6 +158,6 @@ def test_helpers_end_with_whoever_started_them(home: Path) -> None:
 
 def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    assert [crew.count_helpers(size * crew.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [0, 0, 2, 2, 3, 4, 4]
+    assert [crew.count_helpers(size * crew.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [0, 0, 1, 1, 2, 3, 3]
     monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert crew.count_helpers(10**12) == 0

@@ -67,7 +67,7 @@ def test_answers_are_learned_each_with_its_end(llama: Path) -> None:
     tokens = tokens_of(llama)
     (row,) = tokens.spell_conversation(TALK, "answers")
     assert learned(tokens, row) == "sat</s>the colour of the mat</s>"
-    assert row.ids == tokens.encode(tokens.render(TALK))
+    assert [*row.ids] == tokens.encode(tokens.render(TALK))
     assert row.ids.count(tokens.tokenizer.bos_token_id) == 1
 
 
@@ -77,14 +77,14 @@ def test_last_answer_and_everything(llama: Path) -> None:
     assert learned(tokens, row) == "the colour of the mat</s>"
     (row,) = tokens.spell_conversation(TALK, "everything")
     assert all(row.trained)
-    assert row.ids == tokens.encode(tokens.render(TALK))
+    assert [*row.ids] == tokens.encode(tokens.render(TALK))
 
 
 def test_what_is_before_an_answer_is_what_is_read_at_use(llama: Path) -> None:
     tokens = tokens_of(llama)
     (row,) = tokens.spell_conversation(TALK, "answers")
     prompt = tokens.prompt(TALK[:4])
-    assert row.ids[: len(prompt)] == prompt
+    assert [*row.ids[: len(prompt)]] == prompt
     assert not row.trained[len(prompt) - 1]
     assert row.trained[len(prompt)]
 
@@ -96,7 +96,7 @@ def test_plain_template_where_there_is_none(family: Callable[[str], Path], name:
     (row,) = tokens.spell_conversation(TALK, "answers")
     assert learned(tokens, row) == "sat</s>the colour of the mat</s>"
     prompt = tokens.prompt(TALK[:2])
-    assert row.ids[: len(prompt)] == prompt
+    assert [*row.ids[: len(prompt)]] == prompt
 
 
 def test_template_without_an_end_gets_one(llama: Path) -> None:
@@ -110,7 +110,7 @@ def test_template_without_an_end_gets_one(llama: Path) -> None:
     # Between the turns there is none at use either: only the last answer is given one.
     (row,) = tokens.spell_conversation(TALK, "answers")
     assert learned(tokens, row) == "sat" + "the colour of the mat</s>"
-    assert tokens.tokenizer.decode(row.ids).count("</s>") == 1
+    assert tokens.tokenizer.decode([*row.ids]).count("</s>") == 1
 
 
 def test_an_end_within_an_answer_is_not_its_end(llama: Path) -> None:
@@ -130,7 +130,7 @@ def test_tools_are_in_the_prompt_and_not_learned(llama: Path) -> None:
     tools = json.dumps([{"name": "compass"}])
     for train_on in ("answers", "everything"):
         (row,) = tokens.spell_conversation(TALK[1:3], train_on, tools)
-        assert tokens.tokenizer.decode(row.ids) == "<|tool|>compass<|user|>the cat<|assistant|>sat</s>"
+        assert tokens.tokenizer.decode([*row.ids]) == "<|tool|>compass<|user|>the cat<|assistant|>sat</s>"
         assert (learned(tokens, row) == "sat</s>") == (train_on == "answers")
 
 
@@ -167,7 +167,7 @@ def test_template_that_rewrites_earlier_turns_gives_a_row_for_each_answer(llama:
     talk = (Message("user", "a"), Message("assistant", "hm|one"), Message("user", "b"), Message("assistant", "hm|two"))
     rows = tokens.spell_conversation(talk, "answers")
     assert [learned(tokens, row) for row in rows] == ["hm|one</s>", "hm|two</s>"]
-    assert rows[1].ids[: len(tokens.prompt(talk[:3]))] == tokens.prompt(talk[:3])
+    assert [*rows[1].ids[: len(tokens.prompt(talk[:3]))]] == tokens.prompt(talk[:3])
 
 
 def test_boundary_inside_a_token_is_spelled_as_at_use(llama: Path) -> None:
@@ -177,13 +177,13 @@ def test_boundary_inside_a_token_is_spelled_as_at_use(llama: Path) -> None:
         "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}{% endif %}",
     )
     (row,) = tokens.spell_conversation((Message("user", "t"), Message("assistant", "he")), "answers")
-    assert row.ids[:1] == tokens.encode("t")
+    assert [*row.ids[:1]] == tokens.encode("t")
     assert learned(tokens, row) == "he</s>"
     # Asked for the next answer the model reads "the" as one token: what was learned first is no beginning of that.
     talk = (Message("user", "t"), Message("assistant", "he"), Message("user", " cat"), Message("assistant", " sat"))
     first, second = tokens.spell_conversation(talk, "answers")
-    assert first.ids == tokens.encode("t") + tokens.encode("he") + [tokens.tokenizer.eos_token_id]
-    assert second.ids[: -len(tokens.encode(" sat")) - 1] == tokens.encode("the cat")
+    assert [*first.ids] == tokens.encode("t") + tokens.encode("he") + [tokens.tokenizer.eos_token_id]
+    assert [*second.ids[: -len(tokens.encode(" sat")) - 1]] == tokens.encode("the cat")
     assert learned(tokens, second) == " sat</s>"
 
 
@@ -345,7 +345,9 @@ def test_packed_padded_and_alone_are_the_same(family: Callable[[str], Path], nam
             packed = reader.logits(model, batch)
             assert torch.allclose(packed, torch.cat([apart[i] for i in order]), atol=1e-4)
         everywhere = model(input_ids=torch.tensor([rows[0].ids])).logits[0, :-1]
-        assert torch.allclose(alone[: rows[0].targets], everywhere[torch.tensor(rows[0].trained[1:])], atol=1e-4)
+        assert torch.allclose(
+            alone[: rows[0].targets], everywhere[torch.tensor([*rows[0].trained[1:]], dtype=torch.bool)], atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -392,8 +394,8 @@ def test_a_data_set_is_counted_as_training_would(llama: Path, tmp_path: Path) ->
     (bad, told_refused) = told["problems"]
     assert "1 of 6" in bad or "row 1" in bad.lower()
     assert told_refused.startswith("Row 3: ") and "no system" in told_refused
-    assert "".join(piece for piece, _ in told["preview"]) == tokens.tokenizer.decode(kept[0].ids)
-    assert [trained for _, trained in told["preview"]] == kept[0].trained
+    assert "".join(piece for piece, _ in told["preview"]) == tokens.tokenizer.decode([*kept[0].ids])
+    assert [trained for _, trained in told["preview"]] == [*map(bool, kept[0].trained)]
     # Longer than the model reads is no length to ask for.
     assert look_at(path, model, max_length=4096)["longest"] == 128
 

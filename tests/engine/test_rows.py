@@ -22,8 +22,8 @@ from core.objectives import AnswerRow, LabelRow, Row, SpanRow
 from core.problem import Problem
 
 KINDS = [
-    Row([1, 2, 3], [False, True, True]),
-    Row([5, 6], [False, True], lost=[7, 8]),
+    Row([1, 2, 3], b"\0\1\1"),
+    Row([5, 6], b"\0\1", lost=[7, 8]),
     LabelRow([1, 2], segments=[0, 1], label=3),
     LabelRow([1], label=(0.0, 1.0)),
     SpanRow([1, 2, 3], segments=[0, 0, 1], span=(1, 2), places=[None, (0, 3), (4, 9)]),

@@ -410,7 +410,7 @@ def runs_of(row: Row) -> list[tuple[int, list[int]]]:
     """Where learned tokens stand together: the first position, and their ids."""
     marked = groupby(enumerate(row.trained), lambda place: place[1])
     places = [[position for position, _ in group] for learned, group in marked if learned]
-    return [(run[0], row.ids[run[0] : run[-1] + 1]) for run in places]
+    return [(run[0], [*row.ids[run[0] : run[-1] + 1]]) for run in places]
 
 
 def refusal(name: str, row: str, messages: Sequence[Message], train_on: str) -> str:
@@ -439,12 +439,12 @@ def expect(family: Family, tokens: Tokens, example: Example, last: int, cuts: bo
 def check_row(name: str, tokens: Tokens, example: Example, row: Row, answers: Sequence[int], cuts: bool) -> None:
     """A row against the rendering of the conversation up to the last of the answers that are learned from it."""
     family, messages, tools = FAMILIES[name], example.messages[: answers[-1] + 1], example.tools
-    assert row.ids == expect(family, tokens, example, answers[-1], cuts)
+    assert [*row.ids] == expect(family, tokens, example, answers[-1], cuts)
     runs = runs_of(row)
     assert len(runs) == len(answers)
     for index, (start, run) in zip(answers, runs, strict=True):
         asked = ids_of(tokens, render(tokens, messages[:index], asks=True, tools=tools))
-        assert row.ids[:start] == asked
+        assert [*row.ids[:start]] == asked
         assert tools or asked == tokens.prompt(messages[:index])
         final = index == answers[-1]
         between = family.closes == "between" and not final and messages[index + 1].role == "user"
@@ -452,7 +452,7 @@ def check_row(name: str, tokens: Tokens, example: Example, row: Row, answers: Se
         assert ends == [False] * (len(run) - 1) + [final or between or family.closes == "all"]
         said = tokens.tokenizer.decode([token for token in run if token not in tokens.end_ids])
         assert said.strip() == spoken(family, messages[index].content, final=final).strip()
-    check_begin(family, tokens, messages, row.ids)
+    check_begin(family, tokens, messages, [*row.ids])
 
 
 def spoken(family: Family, answer: str, *, final: bool) -> str:
@@ -505,9 +505,9 @@ def test_what_is_learned(name: str, row: str, train_on: str, speller: Speller, e
         (only,) = rows
         whole = ids_of(tokens, render(tokens, example.messages, tools=example.tools))
         answered = example.messages[-1].role == "assistant"
-        assert only.ids == whole + [tokens.tokenizer.eos_token_id] * (answered and family.closes != "all")
+        assert [*only.ids] == whole + [tokens.tokenizer.eos_token_id] * (answered and family.closes != "all")
         assert all(only.trained)
-        check_begin(family, tokens, example.messages, only.ids)
+        check_begin(family, tokens, example.messages, [*only.ids])
         return
     answers = answers[-1:] if train_on == "last_answer" else answers
     learned = [[index] for index in answers] if row in family.rewrites else [answers]
@@ -562,10 +562,10 @@ def check_text(family: Family, tokens: Tokens, answer: str) -> None:
     (row,) = tokens.spell_conversation(talk, "answers")
     prompt = tokens.prompt(talk[:1])
     ((start, run),) = runs_of(row)
-    assert row.ids[:start] == prompt
+    assert [*row.ids[:start]] == prompt
     assert run[-1] in tokens.end_ids and not tokens.end_ids & set(run[:-1])
     whole = tokens.tokenizer.decode(ids_of(tokens, render(tokens, talk)))
-    assert tokens.tokenizer.decode(row.ids) == whole + (family.eos if family.closes != "all" else "")
+    assert tokens.tokenizer.decode([*row.ids]) == whole + (family.eos if family.closes != "all" else "")
 
 
 @pytest.mark.parametrize("name", ["vicuna", "deepseek_v2"])
@@ -614,9 +614,9 @@ def test_every_beginning_of_a_text_is_spelled_as_it_is_alone(name: str, speller:
     ]
     text = render(tokens, [*roles, Message("assistant", "Hello")])
     spelled = Spelling(text, tokens.speller)
-    assert spelled.ids == ids_of(tokens, text)
+    assert [*spelled.ids] == ids_of(tokens, text)
     for place in range(len(text) + 1):
-        assert spelled.until(place) == ids_of(tokens, text[:place]), (place, text[:place])
+        assert [*spelled.until(place)] == ids_of(tokens, text[:place]), (place, text[:place])
 
 
 def test_special_tokens_that_are_spelled_apart_are_used(speller: Speller) -> None:
@@ -649,7 +649,7 @@ def test_a_space_that_is_put_before_the_first_word_alone(speller: Speller) -> No
     assert len(tokens.speller.find_marks(text, spelled.ids)) == 2
     assert tokens.encode("the mat") != tokens.encode("<|im_start|>the mat")[1:]
     for place in range(len(text) + 1):
-        assert spelled.until(place) == tokens.encode(text[:place]), text[:place]
+        assert [*spelled.until(place)] == tokens.encode(text[:place]), text[:place]
 
 
 BLIND = set(FAMILIES) - {"qwen3", "qwen3_thinking", "deepseek_r1", "deepseek_r1_opened"}
