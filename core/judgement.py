@@ -35,6 +35,7 @@ Flags = dict[int, list[str]]
 _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{N}\p{M}]+")
 #: Bytes of words in small letters, and a zero for what stands between words.
 _IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
+_APART = _IN_WORDS.replace(b"\0", b" ")
 _ALIKE = 0.75
 """The share of their shingles that rows have in common that are nearly the same."""
 
@@ -110,10 +111,11 @@ def judge(
             if tell:
                 tell(count)
 
-    def find(place: int) -> Example:
-        return (held if apart and place >= len(first) else data).examples[int(indices[place])]
+    @lru_cache(maxsize=2)  # what many resemble is asked for again and again
+    def find(place: int) -> set[tuple[str, ...]]:
+        return _shingles((held if apart and place >= len(first) else data).examples[int(indices[place])])
 
-    found = _compare(parts, is_aside, lambda one, other: are_alike(find(one), find(other)))
+    found = _compare(parts, is_aside, lambda one, other: _are_alike(find(one), find(other)))
     own: Flags = {}
     others: Flags = {} if apart else own
     for place in sorted(found):
@@ -150,7 +152,8 @@ def _compare(parts: list[Facts], is_aside: np.ndarray, alike: Callable[[int, int
         signatures = parts.pop(0).signatures
         joined[rank[place : place + len(signatures)]] = signatures
         place += len(signatures)
-    for earlier, later in likeness.find_pairs(joined).tolist():
+    pairs = likeness.find_pairs(joined)
+    for earlier, later in pairs[np.argsort(pairs[:, 0], kind="stable")].tolist():
         one, other = int(order[earlier]), int(order[later])
         # What is the same is not also nearly the same.
         is_same = {"duplicate", "overlap"}.intersection(found.get(other, ()))
@@ -159,17 +162,15 @@ def _compare(parts: list[Facts], is_aside: np.ndarray, alike: Callable[[int, int
     return found
 
 
-def are_alike(one: Example, other: Example) -> bool:
+def _are_alike(mine: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> bool:
     """Whether two examples share so many of their shingles, exactly: signatures are samples, and short rows have few words."""
-    mine, theirs = (_shingles("\n".join(texts_of(example))) for example in (one, other))
     return len(mine & theirs) >= _ALIKE * len(mine | theirs)
 
 
-def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = _WORDS.findall(text.lower())
-    return {
-        tuple(words[start : start + likeness.SHINGLE]) for start in range(max(1, len(words) - likeness.SHINGLE + 1))
-    }
+def _shingles(example: Example) -> set[tuple[str, ...]]:
+    text = "\n".join(texts_of(example))
+    words = text.encode().translate(_APART).decode().split() if text.isascii() else _WORDS.findall(text.lower())
+    return set(zip(*(words[start:] for start in range(likeness.SHINGLE)), strict=False)) or {tuple(words)}
 
 
 def measure_each(data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:

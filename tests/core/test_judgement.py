@@ -11,7 +11,7 @@ import pytest
 
 from core import dataset
 from core.formats import Example
-from core.judgement import _number_words, content_key, judge
+from core.judgement import _number_words, _shingles, content_key, judge
 
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
@@ -47,6 +47,13 @@ def test_white_space_and_capitals_make_no_other_content() -> None:
         key = content_key(Example(text=f"k{text}k"))
         assert key == content_key(Example(text=f" \u212a{text}K\n")), repr(text)
         assert (key == content_key(Example(text=f"k{text} k"))) == (text != text.rstrip()), repr(text)
+
+
+def test_words_of_ascii_are_those_of_any_text() -> None:
+    draw, letters = random.Random(0), "".join(map(chr, range(128))) + " aB1_" * 20
+    for _ in range(2000):
+        text = "".join(draw.choices(letters, k=draw.randint(0, 60)))
+        assert _shingles(Example(text=text)) == _shingles(Example(text=f"{text} …")), repr(text)
 
 
 def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:
