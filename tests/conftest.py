@@ -13,7 +13,12 @@ from ground import SHARED
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run two at a time on two cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run three at a time on two cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take a moment come last: of several processes none works on long after the others."""
+    items.sort(key=lambda item: item.path.parent == Path(__file__).parent / "core")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
