@@ -141,12 +141,11 @@ def test_a_mistake_is_told_beside_its_field_and_starts_nothing(draw: Any) -> Non
     assert train.boxes["lora:method.rank"] not in answer, "what was typed stays"
 
 
-@pytest.mark.parametrize(("number", "value"), enumerate(NONSENSE), ids=[repr(value)[:20] for value in NONSENSE])
-def test_train_answers_nonsense_in_every_field(draw: Any, number: int, value: Any) -> None:
+@pytest.mark.parametrize("value", NONSENSE, ids=[repr(value)[:20] for value in NONSENSE])
+def test_train_answers_nonsense_in_every_field(draw: Any, value: Any) -> None:
     train = draw(train_tab._Train)
     form = Form.fresh()
-    # A third of it in every field, and another third in the next.
-    for place in range(number % 3, len(_entries(train, form)), 3):
+    for place in range(len(_entries(train, form))):
         entries = _entries(train, form)
         entries[place] = value
         answer = train._change(*entries)
