@@ -21,8 +21,8 @@ _DARK = ("#77AADD", "#EE8866", "#66BB77", "#DD77AA", "#66CCEE", "#DDCC66", "#FF7
 _EVALUATION = ("#1B3F6B", "#A8480F", "#0F5A1D", "#70194B", "#1F8FB8", "#8A7B12", "#8A1F08", "#3F2766")
 _EVALUATION_DARK = ("#A9C6E8", "#FFC29B", "#93D49B", "#E39AC4", "#BFEBFA", "#EDE29B", "#FFA08C", "#D5C8EE")
 
-_BUCKETS = 500
-_SMALL_BUCKETS = 160
+_BUCKETS = 400
+_SMALL_BUCKETS = 90
 """Parts into which a curve falls; two or three points of each are drawn, about as many as it has pixels."""
 _SPARK_WIDTH, _SPARK_HEIGHT = 96, 26
 _MOST_WRITTEN = 12
@@ -364,14 +364,16 @@ const theme = () => {
 };
 const named = (figure) => figure.data.map((one) => `<span style="color:${colour(one)}">${one.marker.symbol === 'diamond' ? '◆' : '●'}</span> ${one.name}`).join('   ');
 const colour = (one) => document.body.classList.contains('dark') && one.atelier_dark || one.line.color;
+// Plotly measures every label, again and again, unless it is told how labels lie and that none is hidden.
+const axis = {zeroline: false, ticklabeloverflow: 'allow', tickangle: 0};
 const layout = (figure, colours) => ({
   uirevision: figure.key, autosize: true, height: figure.tall ? 340 : 170,
-  margin: figure.tall ? {l: 52, r: 12, t: 12, b: 44} : {l: 52, r: 8, t: 30, b: 28},
+  margin: figure.tall ? {l: 52, r: 12, t: 12, b: 44} : {l: 52, r: 18, t: 30, b: 28},
   paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
   font: {family: 'system-ui, sans-serif', size: 12, color: colours.text},
   title: figure.tall ? undefined : {text: figure.named ? named(figure) : figure.title, font: {size: 13}, x: 0, xanchor: 'left', y: 0.97},
-  xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, zeroline: false, rangemode: 'tozero', nticks: figure.tall ? 10 : 5},
-  yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, zeroline: false, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
+  xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, ...axis, rangemode: 'tozero', nticks: figure.tall ? 10 : 5},
+  yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, ...axis, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
   showlegend: figure.legend, legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'},
   hovermode: 'x unified', hoverlabel: {bgcolor: colours.paper, font: {color: colours.text}}, dragmode: 'zoom',
 });
@@ -389,29 +391,47 @@ const matrix = (figure, colours) => {
 };
 const trace = (one, dark, colours) => one.type === 'heatmap' ? {...one, colorscale: [[0, colours.fill], [1, colours.accent]]} : dark && one.atelier_dark
   ? {...one, line: {...one.line, color: one.atelier_dark}, marker: {...one.marker, color: one.atelier_dark}} : one;
-let turn = 0;
+// What changes out of sight is drawn when it comes into sight.
+const seen = new WeakSet(), late = new Map();
+const sight = new IntersectionObserver((changes) => {
+  for (const {target, isIntersecting} of changes) {
+    seen[isIntersecting ? 'add' : 'delete'](target);
+    if (isIntersecting) late.get(target)?.();
+  }
+}, {rootMargin: '100px'});
+const add = () => { const node = document.createElement('div'); host.appendChild(node); sight.observe(node); };
+const drop = (node) => { sight.unobserve(node); late.delete(node); Plotly.purge(node); node.remove(); };
+let turn = 0, colours;
 const draw = () => {
   const figures = JSON.parse(props.value || '{}').figures || [];
   if (!figures.length && !host.children.length) return;
   if (!window.Plotly) { window.atelierPlotly?.(); setTimeout(draw, 150); return; }
-  while (host.children.length > figures.length) { Plotly.purge(host.lastChild); host.lastChild.remove(); }
-  while (host.children.length < figures.length) host.appendChild(document.createElement('div'));
-  const colours = theme(), dark = document.body.classList.contains('dark');
+  while (host.children.length > figures.length) drop(host.lastChild);
+  while (host.children.length < figures.length) add();
+  colours ??= theme();
+  const dark = document.body.classList.contains('dark');
   const mine = ++turn;
-  // Each in a turn of its own, so that the page hears a press between two.
   const next = (place) => {
-    if (mine !== turn || place === figures.length) return;
-    const figure = figures[place], node = host.children[place];
-    // Not className: Plotly knows its own nodes by a class, and begins anew where it is gone.
-    node.classList.add('chart'); node.classList.toggle('tall', figure.tall);
-    node.style.maxWidth = figure.rows ? `${220 + 130 * figure.columns.length}px` : '';
-    Plotly.react(node, figure.data.map((one) => trace(one, dark, colours)), (figure.rows ? matrix : layout)(figure, colours), {displaylogo: false, responsive: true, displayModeBar: figure.tall && !figure.rows ? 'hover' : false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']});
-    setTimeout(next, 0, place + 1);
+    for (; mine === turn && place < figures.length; place++) {
+      const figure = figures[place], node = host.children[place], is_new = !node.data;
+      const show = () => {
+        late.delete(node);
+        // Not className: Plotly knows its own nodes by a class, and begins anew where it is gone.
+        node.classList.add('chart'); node.classList.toggle('tall', figure.tall);
+        node.style.maxWidth = figure.rows ? `${220 + 130 * figure.columns.length}px` : '';
+        Plotly.react(node, figure.data.map((one) => trace(one, dark, colours)), (figure.rows ? matrix : layout)(figure, colours), {displaylogo: false, responsive: true, displayModeBar: figure.tall && !figure.rows ? 'hover' : false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']});
+      };
+      if (!is_new && !seen.has(node)) { late.set(node, show); continue; }
+      show();
+      // What is drawn for the first time takes long: the page hears a press between two.
+      if (is_new) { setTimeout(next, 0, place + 1); return; }
+    }
   };
-  next(0);
+  // Small ones wait until the others are seen.
+  if (host.matches('.small')) requestAnimationFrame(() => setTimeout(next, 4, 0)); else next(0);
 };
 watch('value', draw);
-new MutationObserver(draw).observe(document.body, {attributes: true, attributeFilter: ['class']});
+new MutationObserver(() => { colours = undefined; draw(); }).observe(document.body, {attributes: true, attributeFilter: ['class']});
 new ResizeObserver(() => { for (const node of host.children) if (node.data && node.offsetWidth) Plotly.Plots.resize(node); }).observe(host);
 draw();
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -18,13 +19,18 @@ from studio.overview import overview
 # A page that nobody sees asks for what is told from everywhere alone, and seldom; shown again, it catches up at once.
 _TICK = """
 let last = null, due = Date.now() + 1000 * props.value.every;
-const open = () => document.hidden ? '' : ([...document.querySelectorAll('.atelier-tabs > [role=tabpanel]')].find((one) => one.offsetParent)?.id || '').slice(4);
+let tabs;
+const open = () => {
+  tabs ??= document.querySelector('.atelier-tabs');
+  const shown = document.hidden ? undefined : [...tabs?.children || []].find((one) => one.role === 'tabpanel' && one.offsetParent);
+  return (shown?.id || '').slice(4);
+};
 setInterval(() => {
   const tab = open(), is_new = tab && last !== null && tab !== last;
   if (tab || document.hidden) last = tab;
   if (Date.now() < due && !is_new) return;
   due = Date.now() + 1000 * (document.hidden ? props.value.unseen : props.value.every);
-  trigger('tick', {tab});
+  trigger(events[tab] || events[''], {tab});
 }, 200);
 """
 
@@ -48,6 +54,8 @@ class Look:
 class Clock:
     """Asks for all looks of the open tab by one event: a request takes Gradio longer than what is asked.
 
+    Each tab has an event of its own, as the page searches for all that one takes and changes, from beginning to end.
+
     Attributes:
         tab: the tab that is being drawn, whose looks are added.
     """
@@ -58,9 +66,7 @@ class Clock:
         """Drawn here, inside the window; nobody sees it."""
         self.looks: list[Look] = []
         self.tab = ""
-        self.face = gr.HTML(
-            {"every": self.usual, "unseen": self.unseen}, js_on_load=_TICK, html_template="", visible="hidden"
-        )
+        self.face = gr.HTML({"every": self.usual, "unseen": self.unseen}, html_template="", visible="hidden")
 
     def add(
         self, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], *, everywhere: bool = False
@@ -70,37 +76,43 @@ class Clock:
 
     def listen(self) -> None:
         """Begin, when everything is drawn."""
-        self._inputs = list(dict.fromkeys(one for look in self.looks for one in look.inputs))
-        outputs = list(dict.fromkeys(one for look in self.looks for one in look.outputs))
-        self.face.tick(
-            self.ask,
-            self._inputs,
-            [self.face, *outputs],
-            queue=False,
-            show_progress="hidden",
-            trigger_mode="always_last",
-        )
+        events = {tab: f"tick_{tab}" for tab in ("", *dict.fromkeys(look.tab for look in self.looks))}
+        self.face.js_on_load = f"const events = {json.dumps(events)};" + _TICK
+        for tab, event in events.items():
+            looks = [look for look in self.looks if look.tab in ("", tab)]
+            inputs = list(dict.fromkeys(one for look in looks for one in look.inputs))
+            outputs = list(dict.fromkeys(one for look in looks for one in look.outputs))
+            getattr(self.face, event)(
+                self._answer(looks, inputs),
+                inputs,
+                [self.face, *outputs],
+                queue=False,
+                show_progress="hidden",
+                trigger_mode="always_last",
+            )
 
-    def ask(self, event: gr.EventData, request: gr.Request, *values: Any) -> Any:
-        """What is new on the page, and when its next look is due."""
-        tab = event._data.get("tab") if isinstance(event._data, dict) else None
-        said = None
-        if tab:
-            said = pace.look(str(request.session_hash), any(run.state in report.ACTIVE for run in overview.look()))
-        updates = {} if said is None else {self.face: {"every": said, "unseen": self.unseen}}
-        return updates | self.look(tab, values) or gr.skip()
+    def _answer(self, looks: Sequence[Look], inputs: Sequence[Any]) -> Callable[..., Any]:
+        def answer(event: gr.EventData, request: gr.Request, *values: Any) -> Any:
+            """What is new on the page, and when its next look is due."""
+            said = None
+            if isinstance(event._data, dict) and event._data.get("tab"):
+                said = pace.look(str(request.session_hash), any(run.state in report.ACTIVE for run in overview.look()))
+            updates = {} if said is None else {self.face: {"every": said, "unseen": self.unseen}}
+            return updates | _look(looks, dict(zip(inputs, values, strict=True))) or gr.skip()
 
-    def look(self, tab: Any, values: Sequence[Any]) -> dict[Any, Any]:
-        """What is new on that tab and on what is seen everywhere."""
-        known, updates = dict(zip(self._inputs, values, strict=True)), dict[Any, Any]()
-        for look in self.looks:
-            if look.tab in ("", tab):
-                try:
-                    found = look.function(*(known[one] for one in look.inputs))
-                    updates |= {} if found == gr.skip() else found
-                except Exception:  # one part of the page must not stand in the way of the others
-                    traceback.print_exc()
-        return updates
+        return answer
+
+
+def _look(looks: Sequence[Look], known: dict[Any, Any]) -> dict[Any, Any]:
+    """What is new, with these values of the page's components."""
+    updates = dict[Any, Any]()
+    for look in looks:
+        try:
+            found = look.function(*(known[one] for one in look.inputs))
+            updates |= {} if found == gr.skip() else found
+        except Exception:  # one part of the page must not stand in the way of the others
+            traceback.print_exc()
+    return updates
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import gradio as gr
@@ -43,7 +44,7 @@ class Panel:
     def __init__(self, page: Page, run: gr.BrowserState):
         """Draw it here; `run` holds the id of the run that it shows."""
         self.page, self.run, words = page, run, page.words
-        self.seen = gr.State("")
+        self.seen = gr.State({})
         self.head = gr.HTML(elem_classes=["run-card"])
         with gr.Row(elem_classes=["actions"]):
             self.stop = gr.Button(words.t("common.stop_keep"), variant="stop", visible=False, size="md", min_width=100)
@@ -99,23 +100,26 @@ class Panel:
         """What has changed since `seen`; nothing when nothing has. `offer` is what the fold of changes was filled with."""
         run = find(run_id)
         if run is None:
-            return {self.seen: ""} if seen else {}
-        now = signature(run)
-        files, _, drawn = seen.partition("\n") if isinstance(seen, str) else ("", "", "")
-        if now == files:
+            return {self.seen: {}} if seen else {}
+        seen, now = seen if isinstance(seen, dict) else {}, signature(run)
+        if now == seen.get("files"):
             return {}
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.
         try:
             metrics = read_metrics(run)
-            buttons = self._buttons(run, metrics)
-            # A changed button takes as long as a curve, and changes seldom.
-            mark = repr(list(buttons.values()))
-            changed = self._draw(run, metrics) | self.course.refresh(run, offer) | ({} if mark == drawn else buttons)
-            return {self.seen: f"{now}\n{mark}"} | changed
+            buttons, about = self._buttons(run, metrics), self._tell(run, metrics)
+            # What seldom changes takes the page as long as a curve, though it be the same.
+            marks = {part._id: zlib.crc32(repr(value).encode()) for part, value in (buttons | about).items()}
+            quiet = {part: value for part, value in (buttons | about).items() if seen.get(part._id) != marks[part._id]}
+            changed = self._draw(run, metrics) | self.course.refresh(run, offer) | quiet
+            return {self.seen: {"files": now} | marks} | changed
         except Exception as error:  # whatever lies in a folder, the page goes on, and lets it be deleted
             buttons = (self.stop, self.save, self.discard, self.sure, self.resume, self.chat, self.export)
             hidden = {button: gr.update(visible=False) for button in buttons}
-            return {self.seen: now, self.head: f"<div class='note bad'>{report.escape(error)}</div>"} | hidden
+            return {
+                self.seen: {"files": now},
+                self.head: f"<div class='note bad'>{report.escape(error)}</div>",
+            } | hidden
 
     def _buttons(self, run: Run, metrics: Metrics) -> Updates:
         state = run.state()
@@ -136,12 +140,19 @@ class Panel:
         }
 
     def _draw(self, run: Run, metrics: Metrics) -> Updates:
+        """What every step changes."""
         words = self.page.words
         return {
             self.head: report.headline(words, run, metrics),
-            self.advice: report.advice(words, metrics),
             self.chart: {"figures": [charts.loss_figure(metrics, run.id, self._names())] if metrics.steps else []},
             self.small: {"figures": self._small(metrics, run.id)},
+        }
+
+    def _tell(self, run: Run, metrics: Metrics) -> Updates:
+        """What an evaluation or an event changes."""
+        words = self.page.words
+        return {
+            self.advice: report.advice(words, metrics),
             self.matrix: {"figures": self._matrix(run, metrics)},
             self.samples: report.samples(words, run.samples()),
             self.events: report.events(words, metrics),
@@ -197,7 +208,7 @@ class Panel:
         self.page.clock.add(self.refresh, **look)
         self.run.change(refresh, **look, **quick)
         self.page.blocks.load(
-            lambda run_id: refresh(run_id, "", None), inputs=[self.run], outputs=self.outputs, **quick
+            lambda run_id: refresh(run_id, {}, None), inputs=[self.run], outputs=self.outputs, **quick
         )
         launcher = self.page.launcher
         self.discard.click(lambda: gr.update(visible=True), outputs=[self.sure], **quick)
@@ -232,7 +243,7 @@ class Panel:
     def _change(self, run_id: Any, *typed: Any) -> Updates:
         run = find(run_id)
         told = self.course.press(run, *typed) if run is not None else {}
-        return self.refresh(run_id, "", typed[0]) | told if told else gr.skip()
+        return self.refresh(run_id, {}, typed[0]) | told if told else gr.skip()
 
     def _act(self, run_id: Any, act: Any) -> Updates:
         run = find(run_id)
@@ -241,4 +252,4 @@ class Panel:
                 act(run)
         except Problem as problem:
             return {self.trouble: report.problems(self.page.words, problem.parts)}
-        return {self.trouble: ""} | self.refresh(run_id, "")
+        return {self.trouble: ""} | self.refresh(run_id, {})

@@ -104,7 +104,7 @@ class _Header:
 
     def __init__(self, page: Page):
         self.page, words = page, page.words
-        self.seen = gr.State("")
+        self.seen = gr.State([])
         self.leads_to = gr.State("")
         with gr.Row(elem_classes=["header"], equal_height=True):
             gr.HTML(f"<h1>{report.escape(words.t('common.title'))}</h1>", min_width=90, elem_classes=["brand"])
@@ -113,20 +113,18 @@ class _Header:
             gr.HTML(_switches(words), js_on_load=_SWITCH, elem_classes=["switches"], min_width=120)
         shown = [self.seen, self.device, self.running, self.leads_to]
         page.clock.add(self._refresh, [self.seen], shown, everywhere=True)
-        page.blocks.load(lambda: self._refresh(""), outputs=shown, **_QUICK)
+        page.blocks.load(lambda: self._refresh([]), outputs=shown, **_QUICK)
         self.running.click(self._lead, inputs=[self.leads_to], outputs=[page.run, page.tabs], **_QUICK)
 
     def _refresh(self, seen: Any) -> Any:
         device, (run_id, running) = self._device(), self._running()
-        now = f"{device}|{run_id}|{running}"
+        now = [device, run_id, running]
         if now == seen:
             return gr.skip()
-        device = device or self.page.words.t("common.asking_device")
-        updates: Updates = {
-            self.seen: now,
-            self.device: f"<span class='chip'>{report.escape(device)}</span>",
-            self.leads_to: run_id,
-        }
+        updates: Updates = {self.seen: now, self.leads_to: run_id}
+        if not seen or seen[0] != device:
+            told = device or self.page.words.t("common.asking_device")
+            updates[self.device] = f"<span class='chip'>{report.escape(told)}</span>"
         updates[self.running] = (
             f"<button type='button' class='chip lead' data-lead>{report.escape(running)}</button>" if running else ""
         )

@@ -48,6 +48,21 @@ element.addEventListener('focusin', (e) => {
   last = key ? `${e.target.tagName.toLowerCase()}[data-${key[0]}="${CSS.escape(key[1])}"]` : '';
 });
 element.addEventListener('scroll', (e) => { left = [e.target.scrollLeft, e.target.scrollTop]; }, true);
+// Of a table of many rows, those that are others are drawn, alone.
+const list = element.querySelector('.list');
+let parts = [];
+const draw = () => {
+  const now = (props.value || '').split('</tr>'), rows = list.querySelectorAll('tr'), end = now.length - 1;
+  const is_same = now.length === parts.length && rows.length === end && end > 0 && now[0] === parts[0] && now[end] === parts[end];
+  if (is_same) {
+    for (let row = 1; row < end; row++) {
+      if (now[row] !== parts[row]) rows[row].outerHTML = now[row].slice(now[row].indexOf('<tr')) + '</tr>';
+    }
+  } else list.innerHTML = props.value || '';
+  parts = now;
+};
+draw();
+watch('value', draw);
 watch('value', () => requestAnimationFrame(() => {
   const box = element.querySelector('.scroll');
   if (box && left) box.scrollTo(...left);
@@ -90,6 +105,8 @@ class _Runs:
         self.seen = gr.State({})
         self.view = gr.State({"sort": "began", "down": True, "page": 0})
         self.picked = gr.State([])
+        #: What the search and the knobs were set to: at every look the page would search for each of these itself.
+        self.asked = gr.State(["", "step", 5, False])
         with gr.Row(elem_classes=["runs-top"]):
             gr.HTML(f"<h2>{report.escape(words.t('runs.question'))}</h2>", min_width=160)
             self.search = gr.Textbox(
@@ -97,7 +114,7 @@ class _Runs:
                 min_width=220, elem_classes=["runs-search"], max_length=200,
             )  # fmt: skip
         self.waiting = gr.HTML(js_on_load=_ACT, elem_classes=["runs-waiting"])
-        self.table = gr.HTML(js_on_load=_PICK, elem_classes=["runs-table"])
+        self.table = gr.HTML(html_template="<div class='list'></div>", js_on_load=_PICK, elem_classes=["runs-table"])
         self._draw_overlay()
         with gr.Column(visible=False, elem_classes=["run-view"], elem_id="runs-detail") as self.detail:
             self.panel = Panel(page, page.run)
@@ -185,30 +202,33 @@ class _Runs:
         ]
         shown = [*listed, self.detail, self.log, self.files, self.take]
         opened = [*shown, self.settings, self.ask, self.name, self.tags, self.note, self.note_trouble]
-        state = [page.run, self.seen, self.view, self.picked, self.search, self.over, self.span, self.log_scale]
-        page.clock.add(self._refresh, state, shown)
-        page.run.change(self._open, inputs=state, outputs=opened, **_QUICK)
-        page.blocks.load(self._open, inputs=state, outputs=opened, **_QUICK)
+        known = [page.run, self.seen, self.view, self.picked]
+        state = [*known, self.asked]
+        page.clock.add(_spread(self._refresh), state, shown)
+        page.run.change(_spread(self._open), inputs=state, outputs=opened, **_QUICK)
+        page.blocks.load(_spread(self._open), inputs=state, outputs=opened, **_QUICK)
         self.table.select(_told(self._clicked), inputs=state, outputs=[page.run, *shown], **_QUICK)
         self.waiting.select(_told(self._change_queue), inputs=state, outputs=[*shown, self.panel.trouble], **_QUICK)
-        live = {**_QUICK, "trigger_mode": "always_last"}
-        self.search.input(self._find, inputs=state, outputs=shown, **live)
-        for knob in (self.over, self.span, self.log_scale):
-            knob.input(self._refresh, inputs=state, outputs=shown, **live)
-        self.clear.click(self._clear, inputs=state, outputs=shown, **_QUICK)
+        knobs, live = [self.over, self.span, self.log_scale], {**_QUICK, "trigger_mode": "always_last"}
+        typed = {"inputs": [*known, self.search, *knobs], "outputs": [self.asked, *shown]}
+        # What is put in without a key pressed changes it too, and Gradio does not take that for an input.
+        self.search.change(self._find, **typed, **live)
+        for knob in knobs:
+            knob.input(self._ask, **typed, **live)
+        self.clear.click(_spread(self._clear), inputs=state, outputs=shown, **_QUICK)
         # Gradio tells of a changed State by its queue alone.
         self.again.click(
             self._take_settings, inputs=[page.run], outputs=[page.config, page.tabs], show_progress="hidden"
         )
         self.keep.click(
-            self._keep, inputs=[*state, self.name, self.tags, self.note],
+            _spread(self._keep), inputs=[*state, self.name, self.tags, self.note],
             outputs=[*shown, self.panel.head, self.name, self.tags, self.note, self.note_trouble], **_QUICK,
         )  # fmt: skip
         self.delete.click(self._ask_delete, inputs=[page.run], outputs=[self.ask, self.question], **_QUICK)
         self.no.click(lambda: gr.update(visible=False), outputs=[self.ask], **_QUICK)
-        self.yes.click(self._delete, inputs=state, outputs=[page.run, self.panel.trouble, *opened], **_QUICK)
+        self.yes.click(_spread(self._delete), inputs=state, outputs=[page.run, self.panel.trouble, *opened], **_QUICK)
         self.take_in.click(
-            self._import, inputs=[self.source, *state], outputs=[page.run, self.source, self.import_trouble, *opened],
+            _spread(lambda *given: self._import(given[-1], *given[:-1])), inputs=[*state, self.source], outputs=[page.run, self.source, self.import_trouble, *opened],
             show_progress="hidden",
         )  # fmt: skip
 
@@ -284,9 +304,12 @@ class _Runs:
             return gr.skip()
         return {self.view: view, self.picked: picked} | _plain(self._refresh(run_id, seen, view, picked, *rest))
 
+    def _ask(self, run_id: Any, seen: Any, view: Any, picked: Any, *asked: Any) -> Updates:
+        return {self.asked: list(asked)} | _plain(self._refresh(run_id, seen, view, picked, *asked))
+
     def _find(self, run_id: Any, seen: Any, view: Any, *rest: Any) -> Updates:
         view = _view(view) | {"page": 0}
-        return {self.view: view} | _plain(self._refresh(run_id, seen, view, *rest))
+        return {self.view: view} | self._ask(run_id, seen, view, *rest)
 
     def _clear(self, run_id: Any, seen: Any, view: Any, picked: Any, *rest: Any) -> Updates:
         return {self.picked: []} | _plain(self._refresh(run_id, seen, view, [], *rest))
@@ -405,13 +428,20 @@ def _is_readable(run: Run) -> bool:
         return False
 
 
-def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
-    """A handler of eight values, with what the page's script said before them."""
+def _spread(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler of what was asked for, one by one, as one of all of it together."""
 
-    def handle(
-        run_id: Any, seen: Any, view: Any, picked: Any, search: Any, over: Any, span: Any, logarithmic: Any, event: gr.EventData
-    ) -> Updates:  # fmt: skip
-        return handler(event._data, run_id, seen, view, picked, search, over, span, logarithmic)
+    def handle(run_id: Any, seen: Any, view: Any, picked: Any, asked: Any, *rest: Any) -> Any:
+        return handler(run_id, seen, view, picked, *asked, *rest)
+
+    return handle
+
+
+def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """The same, of a handler that takes what the page's script said before all else."""
+
+    def handle(run_id: Any, seen: Any, view: Any, picked: Any, asked: Any, event: gr.EventData) -> Updates:
+        return handler(event._data, run_id, seen, view, picked, *asked)
 
     return handle
 

@@ -361,6 +361,18 @@ def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, s
     page.locator(f".runs-table button[data-run='{made.id}']").click()
     detail = page.locator("#runs-detail")
     expect(detail.locator(".run-head")).to_be_visible(timeout=WAIT)
+    # What changes out of sight is drawn when it comes into sight.
+    chart = detail.locator(".chart.tall").first
+    wait_for(lambda: chart.evaluate("node => node.data?.[0].x.at(-1)") == 9)
+    page.set_viewport_size({"width": 1280, "height": 300})
+    page.evaluate("scrollTo(0, 0)")
+    with (made.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "steps": 10, "loss": 1.5}) + "\n")
+    page.wait_for_timeout(5000)
+    assert chart.evaluate("node => node.data[0].x.at(-1)") == 9
+    chart.scroll_into_view_if_needed()
+    wait_for(lambda: chart.evaluate("node => node.data[0].x.at(-1)") == 10, 10)
+    page.set_viewport_size({"width": 1280, "height": 900})
     detail.get_by_role("button", name="Name, note and tags").click()
     expect(detail.get_by_label("Name", exact=False).first).to_have_value(
         "made", timeout=WAIT

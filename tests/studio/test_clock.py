@@ -35,14 +35,38 @@ def parts() -> Any:
     return SimpleNamespace(blocks=blocks, clock=one, boxes=boxes)
 
 
-def _ask(parts: Any, tab: Any, *values: str) -> Any:
-    return parts.clock.ask(SimpleNamespace(_data={"tab": tab}), SimpleNamespace(session_hash="one"), *values)
+def _handlers(blocks: gr.Blocks, tab: str) -> list[Any]:
+    """What is asked while that tab is open."""
+    return [one for one in blocks.fns.values() if any(event == f"tick_{tab}" for _, event in one.targets)]
+
+
+def _ask(parts: Any, tab: str, *values: str, told: Any = None) -> Any:
+    """What a page on that tab is answered whose boxes hold these values; `told` is what it sends with its event."""
+    (handler,) = _handlers(parts.blocks, tab)
+    held = dict(zip(parts.boxes, values, strict=True))
+    event = SimpleNamespace(_data={"tab": tab} if told is None else told)
+    return handler.fn(event, SimpleNamespace(session_hash="one"), *(held[box] for box in handler.inputs))
 
 
 def test_a_page_asks_by_one_event() -> None:
-    ticks = [one for one in window.build("en").fns.values() if any(event == "tick" for _, event in one.targets)]
+    blocks = window.build("en")
+    for tab in ("", "data", "train", "runs", "export"):
+        assert len(_handlers(blocks, tab)) == 1, "a handler more is a request more at every look of every page"
+    ticks = [one for one in blocks.fns.values() if any(event.startswith("tick") for _, event in one.targets)]
     of_timers = [one for one in ticks if any(block.get_block_name() == "timer" for block in one.outputs)]
-    assert len(ticks) == len(of_timers) + 1, "a handler more is a request more at every look of every page"
+    assert len(ticks) == len(of_timers) + 5
+
+
+def test_a_tab_asks_for_no_more_than_its_own(parts: Any) -> None:
+    """The page looks for each input and output from its beginning."""
+    first, second, told, rows = parts.boxes
+    taken = {tab: _handlers(parts.blocks, tab)[0] for tab in ("", "runs", "data")}
+    assert {tab: one.inputs for tab, one in taken.items()} == {
+        "": [told],
+        "runs": [first, second, told],
+        "data": [told, rows],
+    }
+    assert all(one.outputs == [parts.clock.face, *one.inputs] for one in taken.values())
 
 
 def test_every_changing_part_of_the_window_is_looked_at_on_its_own_tab() -> None:
@@ -66,29 +90,30 @@ def test_the_open_tab_is_looked_at_and_what_is_told_everywhere(parts: Any, capsy
     assert _ask(parts, "", "a", "b", "", "d") == gr.skip(), "nothing new"
 
 
-@pytest.mark.parametrize("tab", [None, 7, ["runs"], {}])
-def test_a_tab_that_is_none_shows_nothing(parts: Any, tab: Any) -> None:
-    assert _ask(parts, tab, "a", "b", "", "d") == gr.skip()
+@pytest.mark.parametrize("told", [{}, {"tab": 7}, {"tab": ["runs"]}, 7, "runs"])
+def test_what_a_page_says_of_its_tab_changes_nothing(parts: Any, told: Any) -> None:
+    assert _ask(parts, "data", "a", "b", "", "d", told=told) == {parts.boxes[3]: "rows"}
+    assert _ask(parts, "", "a", "b", "", "d", told=told) == gr.skip()
 
 
 def test_what_is_left_as_it_is_is_left_alone(parts: Any) -> None:
     """Gradio makes every component that is skipped anew: most of what a look of a page cost."""
-    (handler,) = (one for one in parts.blocks.fns.values() if any(event == "tick" for _, event in one.targets))
+    (handler,) = _handlers(parts.blocks, "runs")
 
     def send(answer: Any) -> tuple[list[Any], list[Any]]:
         state = SessionState(parts.blocks)
         sent = asyncio.run(parts.blocks.postprocess_data(handler, answer, state))
         return sent, [box for box in handler.outputs if state.blocks_config.blocks[box._id] is not box]
 
-    _, _, told, rows = parts.boxes
+    _, said, told, rows = parts.boxes
     nothing = [gr.skip()] * len(handler.outputs)
     assert send(gr.skip()) == (nothing, []) == send({})
-    assert send({told: "x"}) == ([*nothing[:3], "x", nothing[4]], [])
-    sent, anew = send({told: "x", rows: gr.update(visible=False)})
-    assert sent == [*nothing[:3], "x", {"__type__": "update", "visible": False}] and anew == [rows]
-    assert send(["a", gr.skip(), "b", "c", "d"])[0] == [sent_as(parts, "a"), gr.skip(), "b", "c", "d"]
-    with pytest.raises(ValueError, match="not specified as output"), window.Window():
-        send({gr.Textbox(): "elsewhere"})
+    assert send({told: "x"}) == ([*nothing[:3], "x"], [])
+    sent, anew = send({told: "x", said: gr.update(visible=False)})
+    assert sent == [*nothing[:2], {"__type__": "update", "visible": False}, "x"] and anew == [said]
+    assert send(["a", gr.skip(), "b", "c"])[0] == [sent_as(parts, "a"), gr.skip(), "b", "c"]
+    with pytest.raises(ValueError, match="not specified as output"):
+        send({rows: "elsewhere"})
 
 
 def sent_as(parts: Any, value: Any) -> Any:
