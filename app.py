@@ -29,10 +29,11 @@ def main() -> int:
     if options.home:
         os.environ["ATELIER_HOME"] = str(options.home.expanduser().resolve())
 
-    from core import runs
+    from core import garbage, runs
     from core.problem import Problem
     from studio import gate
 
+    garbage.put_off()
     try:
         gate.drop_gradio_environment(runs.home())
         settings = gate.GateSettings(

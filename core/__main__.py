@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core import advice, changes, notice, parcel, presets, queue, runs
+from core import advice, changes, garbage, notice, parcel, presets, queue, runs
 from core.config import Config, assign, parse_assignment
 from core.findings import Finding
 from core.model import PLAYGROUND, describe, locate
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make a training several times slower as soon as anything else is at work, be it the
     # browser that shows it. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    garbage.put_off()
     parser = build_parser()
     options = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):

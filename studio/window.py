@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import gradio as gr
 import uvicorn
 
-from core import dataset
+from core import dataset, garbage
 from core.problem import Problem
 from studio import language as languages
 from studio import report, shelf, tabs, theme
@@ -198,6 +199,8 @@ def serve(settings: GateSettings) -> int:
                 port=settings.port,
                 error=error.strerror,
             ) from None
+    garbage.take_up()
+    gc.freeze()  # the windows stay as they are, and to search them all would hold up every page
     launcher.start()
     dataset.remove_abandoned(shelf.folder())
     # Many runs that were never looked at take a moment; it shall pass before somebody asks for them.

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from ground import SHARED
 
+from core import garbage
+
+garbage.put_off()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run three at a time on two cores
@@ -23,6 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is loaded by now stays: to look through torch for garbage again and again takes a twelfth of the time."""
+    garbage.take_up()
     gc.collect()
     gc.freeze()
 

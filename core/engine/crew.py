@@ -28,7 +28,7 @@ import pyarrow
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from core import launch, likeness, objectives
+from core import garbage, launch, likeness, objectives
 from core.config import DataSettings
 from core.dataset import Dataset
 from core.engine.rows import check_fits, spell_one
@@ -286,6 +286,7 @@ class Hand:
 
 def assist() -> None:
     """`python -m core assist`: do what is asked over the standard input until it ends."""
+    garbage.take_up()
     hand, asked, answers = Hand(), sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever is printed is no answer
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, PretrainedConfig
 
-from core import objectives, sources
+from core import garbage, objectives, sources
 from core.config import Config
 from core.dataset import Dataset, find_row
 from core.engine.adapt import Adapted, Weights
@@ -67,6 +67,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     Raises:
         Problem: when the data or the model cannot be read, or do not suit the task.
     """
+    garbage.take_up()
     began = time.monotonic()
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None

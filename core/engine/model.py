@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from core import objectives
+from core import garbage, objectives
 from core.config import ModelSettings
 from core.engine import quantization
 from core.engine.tokens import LOCAL
@@ -62,6 +62,7 @@ def load_model(
     check_quantization(settings.quantization, files=check_safety(folder))
     with _told(settings.name), _quiet():
         model, info = _load_weights(folder, device, dtype, objective, settings.quantization)
+    garbage.take_up()
     heads = tuple(f"{head}." for head in find_heads(model, settings))
     problems = [
         Problem(
