@@ -372,7 +372,7 @@ const layout = (figure, colours) => ({
   paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
   font: {family: 'system-ui, sans-serif', size: 12, color: colours.text},
   title: figure.tall ? undefined : {text: figure.named ? named(figure) : figure.title, font: {size: 13}, x: 0, xanchor: 'left', y: 0.97},
-  xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, ...axis, rangemode: 'tozero', nticks: figure.tall ? 10 : 5},
+  xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, ...axis, rangemode: 'tozero', nticks: figure.tall ? Math.max(3, Math.min(10, Math.floor(host.clientWidth / 90))) : 5},
   yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, ...axis, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
   showlegend: figure.legend, legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'},
   hovermode: 'x unified', hoverlabel: {bgcolor: colours.paper, font: {color: colours.text}}, dragmode: 'zoom',
@@ -401,6 +401,7 @@ const sight = new IntersectionObserver((changes) => {
 }, {rootMargin: '100px'});
 const add = () => { const node = document.createElement('div'); host.appendChild(node); sight.observe(node); };
 const drop = (node) => { sight.unobserve(node); late.delete(node); Plotly.purge(node); node.remove(); };
+addEventListener('beforeprint', () => { for (const show of [...late.values()]) show(); });
 let turn = 0, colours;
 const draw = () => {
   const figures = JSON.parse(props.value || '{}').figures || [];

@@ -22,7 +22,7 @@ let last = null, due = Date.now() + 1000 * props.value.every;
 let tabs;
 const open = () => {
   tabs ??= document.querySelector('.atelier-tabs');
-  const shown = document.hidden ? undefined : [...tabs?.children || []].find((one) => one.role === 'tabpanel' && one.offsetParent);
+  const shown = document.hidden ? undefined : [...tabs?.children || []].find((one) => one.getAttribute('role') === 'tabpanel' && one.offsetParent);
   return (shown?.id || '').slice(4);
 };
 setInterval(() => {

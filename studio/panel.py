@@ -102,6 +102,8 @@ class Panel:
         if run is None:
             return {self.seen: {}} if seen else {}
         seen, now = seen if isinstance(seen, dict) else {}, signature(run)
+        # Of another run everything is shown: what is seen of the one before may just have changed.
+        seen = seen if str(seen.get("files")).startswith(f"{run.id} ") else {}
         if now == seen.get("files"):
             return {}
         # Several looks may fall into the writing of a config by another version: such a run is shown as it can be.

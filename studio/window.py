@@ -82,7 +82,9 @@ def build(language: str, launcher: Launcher | None = None) -> gr.Blocks:
                     page.clock.tab = name
                     module.build(replace(page, tab=tab))
         page.clock.listen()
-        _put_first(blocks, [page.clock.face, *(one for one in blocks.blocks.values() if isinstance(one, gr.State))])
+        _put_first(
+            blocks, [one for one in blocks.blocks.values() if isinstance(one, gr.State) or one.visible == "hidden"]
+        )
         for handler in blocks.fns.values():
             # Gradio writes a manual of every handler and field into the page, some twenty megabytes with so many.
             handler.api_visibility = "private"
@@ -200,6 +202,7 @@ def serve(settings: GateSettings) -> int:
                 error=error.strerror,
             ) from None
     garbage.take_up()
+    gc.collect()
     gc.freeze()  # the windows stay as they are, and to search them all would hold up every page
     launcher.start()
     dataset.remove_abandoned(shelf.folder())

@@ -48,15 +48,22 @@ element.addEventListener('focusin', (e) => {
   last = key ? `${e.target.tagName.toLowerCase()}[data-${key[0]}="${CSS.escape(key[1])}"]` : '';
 });
 element.addEventListener('scroll', (e) => { left = [e.target.scrollLeft, e.target.scrollTop]; }, true);
-// Of a table of many rows, those that are others are drawn, alone.
-const list = element.querySelector('.list');
+// Of a table of many rows, the cells that are others are drawn, alone: who presses one that stays is not disturbed.
+const list = element.querySelector('.list'), body = document.createElement('tbody');
+const patch = (old, text) => {
+  body.innerHTML = text.slice(text.indexOf('<tr')) + '</tr>';
+  const row = body.rows[0];
+  if (old.dataset.run !== row.dataset.run || old.cells.length !== row.cells.length) { old.replaceWith(row); return; }
+  old.className = row.className;
+  [...row.cells].forEach((cell, at) => { if (!old.cells[at].isEqualNode(cell)) old.cells[at].replaceWith(cell); });
+};
 let parts = [];
 const draw = () => {
   const now = (props.value || '').split('</tr>'), rows = list.querySelectorAll('tr'), end = now.length - 1;
   const is_same = now.length === parts.length && rows.length === end && end > 0 && now[0] === parts[0] && now[end] === parts[end];
   if (is_same) {
     for (let row = 1; row < end; row++) {
-      if (now[row] !== parts[row]) rows[row].outerHTML = now[row].slice(now[row].indexOf('<tr')) + '</tr>';
+      if (now[row] !== parts[row]) patch(rows[row], now[row]);
     }
   } else list.innerHTML = props.value || '';
   parts = now;
@@ -91,6 +98,7 @@ _COLUMNS: dict[str, Callable[[Summary], Any]] = {
 """The columns of the table, and what it is sorted by when their head is pressed; a curve has no order."""
 _NUMBERS = ("step", "loss", "eval_loss", "took")
 _OVER = ("step", "tokens", "minutes")
+_ASKED = ("", "step", 5, False)
 
 
 def build(page: Page) -> None:
@@ -105,8 +113,9 @@ class _Runs:
         self.seen = gr.State({})
         self.view = gr.State({"sort": "began", "down": True, "page": 0})
         self.picked = gr.State([])
-        #: What the search and the knobs were set to: at every look the page would search for each of these itself.
-        self.asked = gr.State(["", "step", 5, False])
+        # What the search and the knobs were set to: at every look the page would search for each of these itself. The page
+        # keeps it, as it keeps what the fields show.
+        self.asked = gr.HTML([*_ASKED], html_template="", visible="hidden")
         with gr.Row(elem_classes=["runs-top"]):
             gr.HTML(f"<h2>{report.escape(words.t('runs.question'))}</h2>", min_width=160)
             self.search = gr.Textbox(
@@ -211,10 +220,10 @@ class _Runs:
         self.waiting.select(_told(self._change_queue), inputs=state, outputs=[*shown, self.panel.trouble], **_QUICK)
         knobs, live = [self.over, self.span, self.log_scale], {**_QUICK, "trigger_mode": "always_last"}
         typed = {"inputs": [*known, self.search, *knobs], "outputs": [self.asked, *shown]}
-        # What is put in without a key pressed changes it too, and Gradio does not take that for an input.
+        # What is put in without a key pressed, or put back, changes it too, and Gradio does not take that for an input.
         self.search.change(self._find, **typed, **live)
         for knob in knobs:
-            knob.input(self._ask, **typed, **live)
+            knob.change(self._ask, **typed, **live)
         self.clear.click(_spread(self._clear), inputs=state, outputs=shown, **_QUICK)
         # Gradio tells of a changed State by its queue alone.
         self.again.click(
@@ -432,7 +441,7 @@ def _spread(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler of what was asked for, one by one, as one of all of it together."""
 
     def handle(run_id: Any, seen: Any, view: Any, picked: Any, asked: Any, *rest: Any) -> Any:
-        return handler(run_id, seen, view, picked, *asked, *rest)
+        return handler(run_id, seen, view, picked, *_asked(asked), *rest)
 
     return handle
 
@@ -441,9 +450,14 @@ def _told(handler: Callable[..., Updates]) -> Callable[..., Updates]:
     """The same, of a handler that takes what the page's script said before all else."""
 
     def handle(run_id: Any, seen: Any, view: Any, picked: Any, asked: Any, event: gr.EventData) -> Updates:
-        return handler(event._data, run_id, seen, view, picked, *asked)
+        return handler(event._data, run_id, seen, view, picked, *_asked(asked))
 
     return handle
+
+
+def _asked(value: Any) -> Sequence[Any]:
+    """Search and knobs, whatever a page sends for them."""
+    return value if isinstance(value, list) and len(value) == len(_ASKED) else _ASKED
 
 
 def _padded(rest: Sequence[Any]) -> tuple[Any, ...]:

@@ -365,10 +365,12 @@ def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, s
     chart = detail.locator(".chart.tall").first
     wait_for(lambda: chart.evaluate("node => node.data?.[0].x.at(-1)") == 9)
     page.set_viewport_size({"width": 1280, "height": 300})
+    page.wait_for_timeout(1500)  # a press on a run scrolls to it
     page.evaluate("scrollTo(0, 0)")
-    with (made.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 10, "steps": 10, "loss": 1.5}) + "\n")
-    page.wait_for_timeout(5000)
+    with page.expect_response(lambda one: "/run/predict" in one.url and f"{made.id}-loss" in one.text()):
+        lines.append({"step": 10, "steps": 10, "loss": 1.5})
+        (made.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page.wait_for_timeout(1000)
     assert chart.evaluate("node => node.data[0].x.at(-1)") == 9
     chart.scroll_into_view_if_needed()
     wait_for(lambda: chart.evaluate("node => node.data[0].x.at(-1)") == 10, 10)
@@ -385,6 +387,8 @@ def test_runs_are_searched_named_and_laid_over_each_other(page: sync_api.Page, s
     expect(page.locator(".block.runs-table")).to_contain_text("No run holds", timeout=WAIT)
     search.fill("kept")
     expect(page.locator(".runs-table tbody tr")).to_have_count(1, timeout=WAIT)
+    page.wait_for_timeout(2500)  # a look later it is still what was asked for
+    expect(page.locator(".runs-table tbody tr")).to_have_count(1)
     with page.expect_download() as download:
         detail.locator("a.pack").click()
     assert zipfile.is_zipfile(download.value.path())

@@ -202,8 +202,8 @@ def test_a_field_is_no_handler_of_its_own() -> None:
 def test_a_page_finds_what_its_events_ask_for_without_looking_far() -> None:
     """Gradio walks through the page to every input of all that was asked since it was opened, at each event anew."""
     blocks = window.build("en")
-    unseen = {one for one in blocks.blocks.values() if isinstance(one, gr.State)}
-    assert unseen < set(blocks.children[: len(unseen) + 1])
+    unseen = {one for one in blocks.blocks.values() if isinstance(one, gr.State) or one.visible == "hidden"}
+    assert unseen == set(blocks.children[: len(unseen)])
     stored = {one._id: one for one in blocks.blocks.values() if isinstance(one, gr.BrowserState)}
     always = [
         handler
@@ -487,8 +487,26 @@ def test_nothing_is_sent_when_nothing_is_new(draw: Any) -> None:
     assert tab.panel.chart in grown and tab.panel.chat not in grown, (
         "a button that stays as it is costs as much as a curve"
     )
+    told = {tab.panel.advice, tab.panel.matrix, tab.panel.samples, tab.panel.events}
+    assert told.isdisjoint(grown), "and so does what seldom changes"
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "resumed", "step": 4, "time": 1.0}\n')
+    later = tab.panel.refresh(run.id, grown[tab.panel.seen])
+    assert told & set(later) == {tab.panel.events}
+    # What is seen of one run says nothing of another, though both say the same.
+    other = _run("other")
+    assert told < set(tab.panel.refresh(other.id, later[tab.panel.seen]))
     run.ask("resume")
     assert tab.panel.refresh(run.id, grown[tab.panel.seen])[tab.panel.stop]["visible"] is True
+
+
+@pytest.mark.parametrize("asked", [None, "", 7, {}, [], ["run"], ["", "step", 5, False, 1]])
+def test_what_no_list_was_asked_for_shows_all_runs(draw: Any, asked: Any) -> None:
+    run = _run()
+    tab = draw(runs_tab._Runs)
+    (look,) = [one.function for one in tab.page.clock.looks if tab.table in one.outputs]
+    assert run.id in look("", {}, {}, [], asked)[tab.table]
+    assert run.id not in look("", {}, {}, [], ["nowhere", "step", 5, False])[tab.table]
 
 
 def test_a_run_is_deleted_only_when_it_does_not_wait_or_work(draw: Any) -> None:
