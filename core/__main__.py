@@ -26,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make a training several times slower as soon as anything else is at work, be it the
     # browser that shows it. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    garbage.put_off()
     parser = build_parser()
     options = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
@@ -644,4 +643,5 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    garbage.put_off()
     sys.exit(main())

@@ -237,8 +237,8 @@ class _Runs:
         self.no.click(lambda: gr.update(visible=False), outputs=[self.ask], **_QUICK)
         self.yes.click(_spread(self._delete), inputs=state, outputs=[page.run, self.panel.trouble, *opened], **_QUICK)
         self.take_in.click(
-            _spread(lambda *given: self._import(given[-1], *given[:-1])), inputs=[*state, self.source], outputs=[page.run, self.source, self.import_trouble, *opened],
-            show_progress="hidden",
+            _spread(lambda *given: self._import(given[-1], *given[:-1])), inputs=[*state, self.source],
+            outputs=[page.run, self.source, self.import_trouble, *opened], show_progress="hidden",
         )  # fmt: skip
 
     # --- handlers -----------------------------------------------------------------------------------------------------

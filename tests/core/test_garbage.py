@@ -15,7 +15,7 @@ from core.model import PLAYGROUND
 
 @pytest.fixture
 def usual() -> Iterator[tuple[int, int, int]]:
-    before = gc.get_threshold()  # a command that another test ran may have put it off
+    before = gc.get_threshold()  # whatever ran before
     gc.set_threshold(*garbage._USUAL)
     yield garbage._USUAL
     gc.set_threshold(*before)
