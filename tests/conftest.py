@@ -26,9 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is loaded by now stays: to look through torch for garbage again and again takes a twelfth of the time."""
-    garbage.take_up()
     gc.collect()
-    gc.freeze()
+    garbage.take_up()
 
 
 TEMPLATE = (
