@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def keep_examples(written: Callable[[list[bytes]], None] | None = None) -> Spool[Example]:
-    """A place for any number of examples; `written` is given them as lines, some at a time, as soon as they are there."""
-    tell = None if written is None else lambda rows: written([row["example"] for row in rows])
+def keep_examples(written: Callable[[Sequence[Example], list[bytes]], None] | None = None) -> Spool[Example]:
+    """A place for any number of examples; `written` is given them, and each as a line, some at a time, as soon as they are
+    there."""
+    tell = None if written is None else lambda some, rows: written(some, [row["example"] for row in rows])
     return Spool(_columns, _pack, _unpack, weigh=_weigh, written=tell)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
+import xxhash
 
 from core import likeness
 from core.formats import Example
@@ -286,4 +286,4 @@ def _encode(text: str) -> bytes:
 
 
 def _digest(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    return xxhash.xxh3_64_intdigest(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -142,9 +143,12 @@ def find_pairs(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     found = np.arange(count)
     need = math.ceil(threshold * slots - math.sqrt(slots * threshold * (1 - threshold)) - 1e-9)
     width = _band_width(slots, threshold)
-    for start in range(0, slots - width + 1, width):
-        for rows, others in _meetings(signatures, there, slice(start, start + width)):
-            _link(signatures, found, rows, others, need)
+    bands = [slice(start, start + width) for start in range(0, slots - width + 1, width)]
+    # Sorting lets other threads go on; two at a time, as each takes memory for all rows.
+    with ThreadPoolExecutor(2) as pool:
+        for meetings in pool.map(lambda band: list(_meetings(signatures, there, band)), bands):
+            for rows, others in meetings:
+                _link(signatures, found, rows, others, need)
     # What a row resembles may itself resemble an earlier one, and that may be near enough to the row as well.
     rows = np.flatnonzero(found != np.arange(count))
     while len(rows):

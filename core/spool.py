@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from core import columns
 from core.problem import Problem
 from core.runs import home, make_private_folder
 
@@ -30,6 +31,36 @@ BLOCK, BLOCK_BYTES = 256, 16 * 1024**2
 _LET_GO_EVERY = 50_000
 
 
+def open_nameless() -> IO[bytes]:
+    """A file to write and read that nobody else can open, and that is gone when this process ends."""
+    folder = home() / "spool"
+    make_private_folder(folder)
+    return tempfile.TemporaryFile(dir=folder)
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """A disk without room is said in words: a Problem."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(home()).free / 1e6
+        raise Problem(
+            "The data does not fit onto the disk: {error}.", "{free:.0f} MB are free in {folder}.",
+            "Make room, or let ATELIER_HOME name a folder on a larger disk.",
+            error=error.strerror or error, free=free, folder=home(),
+        ) from None  # fmt: skip
+
+
+def _as_batch(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.RecordBatch:
+    import pyarrow
+
+    if set(schema.types) != {pyarrow.binary()}:
+        return pyarrow.RecordBatch.from_pylist(rows, schema=schema)
+    table = [columns.of_bytes([row[name] for row in rows], pyarrow.binary()) for name in schema.names]
+    return pyarrow.RecordBatch.from_arrays(table, schema=schema)
+
+
 class Spool(Sequence[T], Generic[T]):
     """Things of one kind in the order in which they were appended; once they are read, none can be appended any more.
 
@@ -41,7 +72,8 @@ class Spool(Sequence[T], Generic[T]):
         pack: a thing as a row of these columns.
         unpack: the inverse.
         weigh: how many bytes a thing takes in memory, roughly.
-        written: is given the rows that were just written, in their order; then nothing waits in memory for others.
+        written: is given the things that were just written and the rows that they are, in their order; then nothing waits
+            in memory for others.
     """
 
     def __init__(
@@ -50,7 +82,7 @@ class Spool(Sequence[T], Generic[T]):
         pack: Callable[[T], Mapping[str, Any]],
         unpack: Callable[[Mapping[str, Any]], T],
         weigh: Callable[[T], int],
-        written: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+        written: Callable[[Sequence[T], Sequence[Mapping[str, Any]]], None] | None = None,
     ):
         self._written = written
         self._weigh, self._weight = weigh, 0
@@ -148,19 +180,16 @@ class Spool(Sequence[T], Generic[T]):
         """Put what is in memory into the file."""
         import pyarrow
 
-        with self._told():
+        with full_disk_told():
             if self._writer is None:
-                folder = home() / "spool"
-                make_private_folder(folder)
-                # It lives as long as the spool does.
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+                self._file = open_nameless()  # it lives as long as the spool does
                 self._columns = self._schema()
                 self._writer = pyarrow.ipc.new_file(pyarrow.PythonFile(self._file, "w"), self._columns)
             for some in self._cut():
                 rows = [self._pack(item) for item in some]
-                self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._columns))
+                self._writer.write_batch(_as_batch(rows, self._columns))
                 if self._written is not None:
-                    self._written(rows)
+                    self._written(some, rows)
         self._items, self._weight = [], 0
 
     def _cut(self) -> Iterator[list[T]]:
@@ -179,19 +208,6 @@ class Spool(Sequence[T], Generic[T]):
         if block:
             yield block
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """A disk without room is said in words."""
-        try:
-            yield
-        except OSError as error:
-            free = shutil.disk_usage(home()).free / 1e6
-            raise Problem(
-                "The data does not fit onto the disk: {error}.", "{free:.0f} MB are free in {folder}.",
-                "Make room, or let ATELIER_HOME name a folder on a larger disk.",
-                error=error.strerror or error, free=free, folder=home(),
-            ) from None  # fmt: skip
-
     def _end_writing(self) -> None:
         if self._writer is None or self._batches:
             return
@@ -204,7 +220,7 @@ class Spool(Sequence[T], Generic[T]):
             if self._items:
                 self._write()
             assert self._file is not None
-            with self._told():
+            with full_disk_told():
                 self._writer.close()
                 self._file.flush()
             self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -39,7 +39,7 @@ from core.formats import Example
 from core.judgement import Facts, measure
 from core.objectives import Objective
 from core.problem import Problem
-from core.spool import BLOCK_BYTES, Spool
+from core.spool import BLOCK_BYTES, Spool, full_disk_told, open_nameless
 
 ENOUGH = 16 * 1024**2
 """Bytes of data that are worth the start of a helper."""
@@ -49,7 +49,8 @@ _BLOCK = 1000
 
 _MOST = 8
 _COUNTERS = ("counts", "labels", "aside_labels", "turns", "scripts", "systems")
-_NUMBERS = ("full", "lengths", "targets", "is_aside")
+_NUMBERS = ("full", "lengths", "targets", "numbers", "is_aside")
+_FACTS = tuple(one.name for one in dataclasses.fields(Facts))
 
 Told = tuple[dict[str, Any], list[bytes]]
 """What goes over a pipe: plain data, and bytes."""
@@ -60,14 +61,16 @@ class Crew:
 
     def __init__(self, count: int):
         self._helpers = [_Helper() for _ in range(count)]
-        #: Each twice: while it is at work, it is already given what comes next.
+        #: Each several times: while it is at work, it is already given what comes next.
         self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
-        for helper in self._helpers * 2:
+        for helper in self._helpers * 3:
             self._free.put(helper)
-        self._threads = ThreadPoolExecutor(2 * len(self._helpers), "crew")
+        self._threads = ThreadPoolExecutor(3 * len(self._helpers), "crew")
         self._here, self._lock, self._ended = Hand(), threading.Lock(), False
         self._prepared: list[Future[Told | None]] = []
         self._ahead: dict[int, _Ahead] = {}
+        #: What was found of examples while others were being read.
+        self._found: dict[int, _Drafts] = {}
 
     def __enter__(self) -> Crew:
         return self
@@ -84,7 +87,11 @@ class Crew:
         return [helper.process.pid for helper in self._helpers]
 
     def prepare(self, surveyor: Surveyor, settings: DataSettings, folder: Path) -> None:
-        """Tell the helpers how rows are spelled, with the tokenizer in that folder; one that comes to another does nothing."""
+        """Tell the helpers how rows are spelled, with the tokenizer in that folder; one that comes to another does nothing.
+
+        Examples that are read after this are surveyed at once: what is not known yet, their numbers, which of them are set
+        aside, and what comparing them tells, is put in when it is.
+        """
         tokens = copy.copy(surveyor.tokens)
         self._here.surveyor = Surveyor(tokens, surveyor.objective, apart=surveyor.apart)
         self._here.settings = settings
@@ -95,13 +102,19 @@ class Crew:
             "task": surveyor.objective.facts() | {"task": surveyor.objective.name}, "apart": surveyor.apart,
             "settings": settings.model_dump(mode="json"),
         }  # fmt: skip
-        self._prepared = [self._threads.submit(helper.ask, (told, [])) for helper in self._helpers]
+        # It is sent before anything else is asked; nobody waits until a helper has begun.
+        self._prepared = [self._threads.submit(helper.hear, helper.tell((told, []))) for helper in self._helpers]
 
     def keep(self) -> Spool[Example]:
-        """A place for examples that are measured while others are still being read."""
-        ahead = _Ahead(lambda lines: self._ask(({"do": "measure"}, lines)))
+        """A place for examples that are looked at while others are still being read."""
+        told, drafts = {"do": "measure"}, None
+        if self._prepared:
+            told, drafts = {"do": "look", "field": ""}, _Drafts()
+        ahead = _Ahead(lambda lines, examples: self._ask((told, lines), examples), drafts)
         kept = keep_examples(ahead.add)
         self._ahead[id(kept)] = ahead
+        if drafts is not None:
+            self._found[id(kept)] = drafts
         return kept
 
     def measure(self, data: Dataset, indices: Sequence[int]) -> Iterator[Facts]:
@@ -109,7 +122,7 @@ class Crew:
         places, start = np.asarray(indices, np.int64), 0
         ahead = self._ahead.pop(id(data.examples), None)
         for reply in self._measure_all(data) if ahead is None else ahead.take(data.examples):
-            facts = _read_facts(reply)
+            facts = _read_facts(reply[1])
             stop = start + len(facts.bare)
             chosen = places[np.searchsorted(places, start) : np.searchsorted(places, stop)] - start
             yield facts if len(chosen) == len(facts.bare) else facts.take(chosen)
@@ -129,6 +142,9 @@ class Crew:
             Problem: when no example is of a kind that the task can learn from.
         """
         check_fits(data, range(len(data.examples)), objective)
+        if (drafts := self._found.pop(id(data.examples), None)) is not None:
+            yield from drafts.take(data, field, know, apart=self._here.surveyor.apart)
+            return
 
         def ask(some: range) -> Told:
             known = list(map(know, some))
@@ -142,7 +158,8 @@ class Crew:
         for future in self._prepared:
             future.result()
         for (told, _), reply in self._map(map(ask, ranges(data.examples, _BLOCK))):
-            yield _read_part(reply), len(told["numbers"])
+            found, (rows, *numbers) = reply
+            yield _read_part(found, rows, numbers), len(told["numbers"])
 
     def _map(self, asked: Iterable[Told]) -> Iterator[tuple[Told, Told]]:
         """What becomes of each of these, in their order; some are asked for ahead."""
@@ -160,13 +177,14 @@ class Crew:
             for _, future in ahead:
                 future.cancel()
 
-    def _ask(self, told: Told) -> Future[Told]:
-        """What becomes of it some time; it is done at once, and here, while all helpers have enough to do."""
+    def _ask(self, told: Told, examples: Sequence[Example] | None = None) -> Future[Told]:
+        """What becomes of it some time; it is done at once, and here, while all helpers have enough to do. `examples` are
+        those of its lines, where they are at hand."""
         try:
             helper = self._free.get_nowait()
         except queue.Empty:
             done: Future[Told] = Future()
-            done.set_result(self._do_here(told))
+            done.set_result(self._do_here(told, examples))
             return done
         return self._threads.submit(self._do, helper, told)
 
@@ -177,36 +195,83 @@ class Crew:
             self._free.put(helper)
         return self._do_here(told) if reply is None else reply
 
-    def _do_here(self, told: Told) -> Told:
+    def _do_here(self, told: Told, examples: Sequence[Example] | None = None) -> Told:
         with self._lock:
             if self._ended:
                 raise InterruptedError
-            return self._here.do(*told)
+            return self._here.do(*told, examples)
 
 
 class _Ahead:
     """Examples that are asked for as soon as there are enough of them, and what is known of those before."""
 
-    def __init__(self, ask: Callable[[list[bytes]], Future[Told]]):
-        self._ask = ask
+    def __init__(self, ask: Callable[[list[bytes], list[Example]], Future[Told]], drafts: _Drafts | None):
+        self._ask, self._drafts = ask, drafts
         self._lines: list[bytes] = []
+        self._examples: list[Example] = []
         self._asked: deque[Future[Told]] = deque()
+        self._told: deque[Told] = deque()
 
-    def add(self, lines: list[bytes]) -> None:
+    def add(self, examples: Sequence[Example], lines: list[bytes]) -> None:
         """More of them."""
         self._lines += lines
+        self._examples += examples
         if len(self._lines) >= _BLOCK or sum(map(len, lines)) > BLOCK_BYTES // 2:
-            self._asked.append(self._ask(self._lines))
-            self._lines = []
+            self._send()
+        while self._asked and self._asked[0].done():
+            self._hear()
 
     def take(self, kept: Sequence[Example]) -> Iterator[Told]:
-        """What is known of all, in their order."""
+        """The facts of all, in their order."""
         if kept:
             kept[0]  # to read it ends the writing
-        if self._lines or not self._asked:
-            self._asked.append(self._ask(self._lines))
+        if self._lines or not (self._asked or self._told):
+            self._send()
         while self._asked:
-            yield self._asked.popleft().result()
+            self._hear()
+        while self._told:
+            yield self._told.popleft()
+
+    def _send(self) -> None:
+        self._asked.append(self._ask(self._lines, self._examples))
+        self._lines, self._examples = [], []
+
+    def _hear(self) -> None:
+        told, blocks = self._asked.popleft().result()
+        facts = len(_FACTS)
+        if self._drafts is not None:
+            self._drafts.add((told, blocks[facts:]))
+        self._told.append(({}, blocks[:facts]))
+
+
+class _Drafts:
+    """What was found of examples whose numbers were not known; the rows themselves lie in a file."""
+
+    def __init__(self) -> None:
+        self._file = open_nameless()
+        self._parts: list[tuple[dict[str, Any], list[bytes], int]] = []
+
+    def add(self, told: Told) -> None:
+        """What was found of the next ones."""
+        data, (rows, *numbers) = told
+        with full_disk_told():
+            self._file.write(rows)
+        self._parts.append((data, numbers, len(rows)))
+
+    def take(
+        self, data: Dataset, field: str, know: Callable[[int], tuple[bool, list[str]]], *, apart: bool
+    ) -> Iterator[tuple[Part, int]]:
+        """What was found, with what is known since, and of how many examples, in their order."""
+        start = 0
+        with full_disk_told():
+            self._file.seek(0)
+        for told, numbers, size in self._parts:
+            # To map the file would be slower: every page is needed once.
+            part, count = _read_part(told, self._file.read(size), numbers), told["examples"]
+            part.settle(data, range(start, start + count), field, know, apart=apart)
+            yield part, count
+            start += count
+        self._file.close()
 
 
 class _Helper:
@@ -224,20 +289,29 @@ class _Helper:
 
     def ask(self, told: Told) -> Told | None:
         """Its answer; None when it has none to give."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            with self._sending:
-                mine, self._sent = self._sent, self._sent + 1
-                if self._is_lost:
-                    return None
-                _send(self.process.stdin, told)
-            with self._turn:
-                self._turn.wait_for(lambda: self._answered == mine or self._is_lost)
-            if self._is_lost:
-                return None
-            reply = _receive(self.process.stdout)
-        except (OSError, ValueError):
-            reply = None
+        return self.hear(self.tell(told))
+
+    def tell(self, told: Told) -> int:
+        """Send it, and say which of all it was."""
+        assert self.process.stdin is not None
+        with self._sending:
+            mine, self._sent = self._sent, self._sent + 1
+            if not self._is_lost:
+                try:
+                    _send(self.process.stdin, told)
+                except (OSError, ValueError):
+                    self._is_lost = True
+            return mine
+
+    def hear(self, mine: int) -> Told | None:
+        """The answer to that; None when it has none to give."""
+        assert self.process.stdout is not None
+        reply = None
+        with self._turn:
+            self._turn.wait_for(lambda: self._answered == mine or self._is_lost)
+        if not self._is_lost:
+            with contextlib.suppress(OSError, ValueError):
+                reply = _receive(self.process.stdout)
         with self._turn:
             self._answered = mine + 1
             # A helper that could not do one thing is asked no more.
@@ -260,18 +334,22 @@ class Hand:
     surveyor: Surveyor
     settings: DataSettings
 
-    def do(self, told: dict[str, Any], lines: list[bytes]) -> Told:
-        """What is to be answered."""
+    def do(self, told: dict[str, Any], lines: list[bytes], examples: Sequence[Example] | None = None) -> Told:
+        """What is to be answered; `examples` are those of the lines, where they are at hand."""
         if told["do"] == "prepare":
             return self._prepare(told), []
-        examples = map(from_line, lines)
+        examples = [*map(from_line, lines)] if examples is None else examples
         if told["do"] == "measure":
-            return _write_facts(measure(examples))
-        surveyor, settings, found = self.surveyor, self.settings, dict(told["found"])
-        for place, (example, number, aside) in enumerate(zip(examples, told["numbers"], told["aside"], strict=True)):
+            return {}, _write_facts(measure(examples))
+        facts = _write_facts(measure(examples)) if told["do"] == "look" else []
+        # What is looked at ahead has its place among these for a number, and nothing else is known of it.
+        numbers, aside = told.get("numbers", range(len(examples))), told.get("aside", bytes(len(examples)))
+        surveyor, settings, found = self.surveyor, self.settings, dict(told.get("found", ()))
+        for place, (example, number, is_aside) in enumerate(zip(examples, numbers, aside, strict=True)):
             spelled = spell_one(example, number, surveyor.objective, surveyor.tokens, settings, told["field"])
-            surveyor.take(example, number, found.get(place, []), spelled, bool(aside))
-        return _write_part(surveyor.end())
+            surveyor.take(example, number, found.get(place, []), spelled, bool(is_aside))
+        data, part = _write_part(surveyor.end())
+        return data | {"examples": len(examples)}, facts + part
 
     def _prepare(self, told: dict[str, Any]) -> dict[str, Any]:
         # To look for the class takes longer than to load the tokenizer, and is known already.
@@ -289,13 +367,17 @@ def assist() -> None:
     garbage.take_up()
     hand, asked, answers = Hand(), sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever is printed is no answer
-    with contextlib.suppress(OSError):
+    sent: Future[None] | None = None
+    # Whoever asked may be at work itself, and listens now and then: what comes next is begun meanwhile.
+    with contextlib.suppress(OSError), ThreadPoolExecutor(1) as sender:
         while told := _receive(asked):
             try:
                 reply = hand.do(*told)
             except Exception as error:  # whoever asked does it, and learns what is wrong
                 reply = {"failed": repr(error)}, []
-            _send(answers, reply)
+            if sent is not None:
+                sent.result()
+            sent = sender.submit(_send, answers, reply)
 
 
 def count_helpers(size: int) -> int:
@@ -331,15 +413,14 @@ def _receive(pipe: IO[bytes]) -> Told | None:
     return data, [whole[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _write_facts(facts: Facts) -> Told:
-    return {}, [getattr(facts, one.name).tobytes() for one in dataclasses.fields(Facts)]
+def _write_facts(facts: Facts) -> list[bytes]:
+    return [getattr(facts, name).tobytes() for name in _FACTS]
 
 
-def _read_facts(told: Told) -> Facts:
+def _read_facts(blocks: list[bytes]) -> Facts:
     kinds = {"garbled": bool, "labelled": bool, "signatures": np.uint32}
-    names = [one.name for one in dataclasses.fields(Facts)]
     columns = {
-        name: np.frombuffer(block, kinds.get(name, np.uint64)) for name, block in zip(names, told[1], strict=True)
+        name: np.frombuffer(block, kinds.get(name, np.uint64)) for name, block in zip(_FACTS, blocks, strict=True)
     }
     columns["signatures"] = columns["signatures"].reshape(-1, likeness.SLOTS)
     return Facts(**columns)
@@ -353,8 +434,7 @@ def _write_part(part: Part) -> Told:
     return told, [part.rows.serialize().to_pybytes(), *(getattr(part, name).tobytes() for name in _NUMBERS)]
 
 
-def _read_part(told: Told) -> Part:
-    data, (rows, *numbers) = told
+def _read_part(data: dict[str, Any], rows: Any, numbers: list[bytes]) -> Part:
     part = Part(
         pyarrow.ipc.read_record_batch(pyarrow.py_buffer(rows), SCHEMA), cut=data["cut"], dropped=data["dropped"]
     )

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from core import garbage, objectives, sources
 from core.config import Config
-from core.dataset import Dataset, find_row
+from core.dataset import Dataset, find_row, has_eval_files
 from core.engine.adapt import Adapted, Weights
 from core.engine.crew import Crew, count_helpers
 from core.engine.material import Material
@@ -76,11 +76,17 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     helpers = count_helpers(sum(size for _, size in files))
     with Crew(helpers) if helpers else contextlib.nullcontext() as crew:
         read = (lambda rows: tell(rows, 0)) if tell else None
-        material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
-        tokens, limit = load_tokens(config, where, material.objective)
+        objective = objectives.find(config.task)
+        tokens, limit = load_tokens(config, where, objective)
         tokens.keeps_lost = True
+        # What a task makes of an example is known at once, unless it has to see all of them before.
+        ahead = not objective.learns_of_data and not config.data.leave_out
+        apart = bool(config.data.eval) or has_eval_files(config.data.train)
+        if crew is not None and ahead:
+            crew.prepare(Surveyor(tokens, objective, apart=apart), config.data, where)
+        material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         look = _Look(material, tokens, config, limit)
-        if crew is not None:
+        if crew is not None and not ahead:
             crew.prepare(look.surveyor, config.data, where)
         if folder is None:
             for _ in look.read(tell, crew):
@@ -314,29 +320,30 @@ class _Look:
 
     def _padding(self) -> dict[str, float]:
         """The share of padding in the batches of the first epoch, with every row in a line of its own, and packed."""
-        lengths = [int(one) for one, aside in zip(self.all.lengths, self.all.is_aside, strict=True) if not aside]
+        lengths = np.asarray(self.all.lengths)[np.asarray(self.all.is_aside) == 0]
         size = self.config.train.batch_size
         size = size if isinstance(size, int) else _GUESSED_BATCH
-        order = order_rows(len(lengths), self.config.train.seed, 0)
-        apart = packed = 0
-        for start in range(0, len(order), size):
-            batch = [lengths[index] for index in order[start : start + size]]
-            apart += max(batch) * len(batch)
-            packed += _count_packed(batch, self.tokens.max_length)
-        total = sum(lengths)
+        # The last batch may have fewer rows.
+        batches = np.zeros((-(-len(lengths) // size), size), np.int64)
+        batches.reshape(-1)[: len(lengths)] = lengths[np.asarray(order_rows(len(lengths), self.config.train.seed, 0))]
+        apart = int(np.sum(batches.max(axis=1, initial=0) * np.count_nonzero(batches, axis=1)))
+        packed, total = _count_packed(batches, self.tokens.max_length), int(lengths.sum())
         return {"apart": 1 - total / apart if apart else 0.0, "packed": 1 - total / packed if packed else 0.0}
 
 
-def _count_packed(lengths: Sequence[int], most: int) -> int:
-    """Tokens of the batch that these rows are joined into, padding included (first fit, the longest first)."""
-    bins: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        place = next((place for place, taken in enumerate(bins) if taken + length <= most), None)
-        if place is None:
-            bins.append(length)
-        else:
-            bins[place] += length
-    return max(bins) * len(bins)
+def _count_packed(batches: np.ndarray, most: int) -> int:
+    """Tokens of the batches that these rows are joined into, padding included (first fit, the longest first).
+
+    Args:
+        batches: how long each row is, 0 where there is none; int64 of shape (batches, rows).
+        most: how long what they are joined into may be.
+    """
+    taken, every = np.zeros_like(batches), np.arange(len(batches))
+    for lengths in -np.sort(-batches, axis=1).T:
+        # What is too long by itself stands alone.
+        fits = (taken + lengths[:, None] <= most) | (taken == 0)
+        taken[every, fits.argmax(axis=1)] += lengths
+    return int(np.sum(taken.max(axis=1, initial=0) * np.count_nonzero(taken, axis=1)))
 
 
 def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:

@@ -6,8 +6,10 @@ import itertools
 import json
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import TypeAlias
 
 from tokenizers import Tokenizer
@@ -43,6 +45,7 @@ _NOTHING: Ids = array("i")
 
 Mark = tuple[int, int, int]
 """A special token in a text: its first character, its end, its place among the ids."""
+_end_of = itemgetter(1)
 
 
 class Spelling:
@@ -64,6 +67,8 @@ class Spelling:
         if place >= len(self.text):
             return len(self.ids)
         known, rest = self._find(place)
+        if not rest:
+            return known
         end = known + len(rest)
         return end if self.ids[known:end] == rest else None
 
@@ -71,14 +76,10 @@ class Spelling:
         """How many of the ids are the first of those characters, and the others that they have."""
         if self._marks is None:
             self._marks = self._speller.find_marks(self.text, self.ids)
-        before = None
-        for mark in self._marks:
-            if mark[1] > place:
-                break
-            before = mark
-        if before is None:
+        before = bisect_right(self._marks, place, key=_end_of) - 1
+        if before < 0:
             return 0, self._speller.spell(self.text[:place])
-        start, end, position = before
+        start, end, position = self._marks[before]
         rest = self._speller.encode_behind(self.text[start:end], self.text[end:place]) if end < place else _NOTHING
         return position + 1, rest
 
@@ -121,7 +122,8 @@ class Speller:
         pieces = self._split(text) if self._split is not None else [text]
         for piece, mark in itertools.zip_longest(pieces[::2], pieces[1::2]):
             if piece:
-                first, *others = piece.split(" ")
+                others = piece.split(" ")
+                first = others.pop(0)
                 try:
                     ids.frombytes((self._first[first] if first else b"") + b"".join(map(further, others)))
                 except KeyError:

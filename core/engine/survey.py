@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow
 
+from core import columns
+from core.dataset import Dataset
 from core.engine.rows import Spelled
 from core.engine.tokens import Tokens
 from core.formats import Example
@@ -54,7 +55,7 @@ class Part:
     Attributes:
         rows: those that they became, as SCHEMA has them.
         full: tokens of every row that counts, before it is cut; of those that teach something, `lengths` as the model reads
-            them, `targets`, and whether each `is_aside`.
+            them, `targets`, the `numbers` of their examples, and whether each `is_aside`.
         counts: how many examples there are of each finding; `found` names the first few, with whether they are measured on alone.
         refusals: the first problems, and the first that is about the template.
         cut, dropped: rows that were too long.
@@ -65,6 +66,7 @@ class Part:
     full: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
     targets: array[int] = field(default_factory=lambda: array("q"))
+    numbers: array[int] = field(default_factory=lambda: array("q"))
     is_aside: array[int] = field(default_factory=lambda: array("b"))
     counts: Counter[str] = field(default_factory=Counter)
     found: dict[str, list[tuple[int, bool]]] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Part:
 
     def add(self, other: Part) -> None:
         """Count in what was found of the examples behind these, but for the rows."""
-        for name in ("full", "lengths", "targets", "is_aside"):
+        for name in ("full", "lengths", "targets", "numbers", "is_aside"):
             getattr(self, name).extend(getattr(other, name))
         for name in ("counts", "labels", "aside_labels", "turns", "scripts", "systems"):
             getattr(self, name).update(getattr(other, name))
@@ -90,6 +92,44 @@ class Part:
             self.refuse(problem)
         self.cut, self.dropped = self.cut + other.cut, self.dropped + other.dropped
         self.first = self.first or other.first
+
+    def settle(
+        self, data: Dataset, some: range, field: str, know: Callable[[int], tuple[bool, list[str]]], *, apart: bool
+    ) -> None:  # fmt: skip
+        """Say what was not known of the examples `some` when their places among these stood for their numbers; none of
+        them has a label, as a task that learns labels has to see all of them first.
+
+        Args:
+            field: the setting that the data stands in.
+            know: tells of an example whether it is set aside, and what its content tells.
+            apart: whether the rows that are measured on are of a data set of their own.
+        """
+        assert self.rows is not None
+        told = list(map(know, some))
+        aside = np.array([is_aside for is_aside, _ in told], bool)
+        numbers = np.array(data.numbers[some.start : some.stop], np.int64)
+        found = {place: flags for place, (_, flags) in enumerate(told) if flags}
+        places = columns.numbers_of(self.rows.column("number"))
+        table = {name: self.rows.column(name) for name in SCHEMA.names}
+        table["number"] = columns.of_numbers(numbers[places], pyarrow.int64())
+        table["aside"] = columns.of_flags(aside[places])
+        if found:
+            own = zip(places.tolist(), table["findings"].to_pylist(), strict=True)
+            table["findings"] = _as_column([[*found.get(place, ()), *flags] for place, flags in own])
+        self.rows = pyarrow.RecordBatch.from_arrays([*table.values()], schema=SCHEMA)
+        for place, flags in found.items():
+            for flag in flags:
+                self.counts[flag] += 1
+                self.found.setdefault(flag, []).append((place, False))
+        self.found = {
+            flag: [(int(numbers[place]), bool(apart and aside[place])) for place, _ in rows[:SHOWN]]
+            for flag, rows in self.found.items()
+        }
+        for problem in self.refusals:
+            problem.field = problem.field or field
+            problem.facts["row"] = int(numbers[problem.facts["row"]])
+        known = np.asarray(self.numbers)
+        self.numbers, self.is_aside = array("q", numbers[known].tobytes()), array("b", aside[known].tobytes())
 
     def refuse(self, problem: Problem) -> None:
         """Keep a problem, if it has to be told."""
@@ -149,6 +189,7 @@ class Surveyor:
                 if targets:
                     part.lengths.append(row.length)
                     part.targets.append(targets)
+                    part.numbers.append(number)
                     part.is_aside.append(is_aside)
                     part.first = part.first or row.shown()
             self.table.add(number, is_aside, ids, learned, row.lost, [*flags, *own])
@@ -249,16 +290,21 @@ class _Table:
     def take(self) -> pyarrow.RecordBatch:
         """All of them, and begin anew."""
 
-        def join(values: Any, kind: Any, ends: array[int]) -> pyarrow.Array:
-            flat = pyarrow.array(np.frombuffer(values, kind))
-            return pyarrow.ListArray.from_arrays(pyarrow.array(np.frombuffer(ends, np.int32)), flat)
-
-        ids, learned = join(self._ids, np.int32, self._ends), join(self._learned, bool, self._ends)
-        lost, asides = join(self._lost, np.int32, self._lost_ends), pyarrow.array(np.frombuffer(self._asides, bool))
-        findings = pyarrow.array(self._findings, SCHEMA.field("findings").type)
-        columns = [pyarrow.array(np.frombuffer(self._numbers, np.int64)), asides, ids, learned, lost, findings]
+        ids = columns.of_lists(self._ends, columns.of_numbers(self._ids, pyarrow.int32()))
+        learned = columns.of_lists(self._ends, columns.of_flags(self._learned))
+        lost = columns.of_lists(self._lost_ends, columns.of_numbers(self._lost, pyarrow.int32()))
+        numbers, asides = columns.of_numbers(self._numbers, pyarrow.int64()), columns.of_flags(self._asides)
+        table = [numbers, asides, ids, learned, lost, _as_column(self._findings)]
         self.__init__()  # type: ignore[misc]
-        return pyarrow.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        return pyarrow.RecordBatch.from_arrays(table, schema=SCHEMA)
+
+
+def _as_column(findings: Sequence[Sequence[str]]) -> pyarrow.Array:
+    """The names of what is wrong with each row."""
+    ends = np.zeros(len(findings) + 1, np.int32)
+    np.cumsum(list(map(len, findings)), out=ends[1:])
+    names = [name.encode() for some in findings for name in some]
+    return columns.of_lists(ends, columns.of_bytes(names, pyarrow.string()))
 
 
 def _spread(row: Row) -> tuple[Sequence[int], Sequence[int]]:

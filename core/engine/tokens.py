@@ -397,9 +397,12 @@ class Tokens:
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
-        names = [name for name in self._end_names if name in content]
-        if not names:
+        for name in self._end_names:
+            if name in content:
+                break
+        else:  # as with nearly all
             return 0
+        names = [name for name in self._end_names if name in content]
         content = content.rstrip()
         while name := next((name for name in names if content.endswith(name)), None):
             content = content.removesuffix(name).rstrip()

@@ -222,7 +222,12 @@ class Format:
 
     def column_for(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> str:
         """The column that plays `role`: the mapped one, else the likeliest that this row has."""
-        return columns.get(role) or next((name for name in self.may.get(role, ()) if name in row), role)
+        if column := columns.get(role):
+            return column
+        for name in self.may.get(role, ()):
+            if name in row:
+                return name
+        return role
 
     def cell(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Any:
         """The value that plays `role`, None when there is none; raises Problem when a needed column is missing."""
@@ -368,8 +373,8 @@ def parse(value: Any, column: str) -> Any:
 
 def read_turns(value: Any, column: str) -> list[Message]:
     """The turns in a list of {role, content} or {from, value}; raises Problem naming the turn that cannot be read."""
-    turns = [value] if isinstance(value, Mapping) else value
-    if not isinstance(turns, list | tuple):
+    turns = value if type(value) is list else [value] if isinstance(value, Mapping) else value
+    if type(turns) is not list and not isinstance(turns, list | tuple):
         raise Problem(
             "{column} is of type {kind}, and a list of turns is needed.", "",
             'Write a list such as [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "Hello"}}].',

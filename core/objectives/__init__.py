@@ -190,6 +190,11 @@ class Objective:
         """
         return next_token_loss(logits, targets)
 
+    @property
+    def learns_of_data(self) -> bool:
+        """Whether `fitted` looks at the data."""
+        return type(self).fitted is not Objective.fitted
+
     def fitted(self, examples: Iterable[Example]) -> Self:
         """This task for data like these."""
         return self

@@ -236,7 +236,7 @@ def number_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 def check_object(value: Any) -> Mapping[str, Any] | Problem:
     """The value when it is an object with named columns (or a Problem already), else what is wrong with it."""
-    if isinstance(value, dict | Problem):
+    if type(value) is dict or isinstance(value, dict | Problem):
         return value
     return Problem(
         "The row is of type {kind}, and an object with named columns is needed.", "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -17,6 +18,7 @@ from core.readers import Entry, check_object, number_lines, read_lines, read_pie
 ENDINGS = (".json", ".jsonl", ".ndjson")
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 _PIECE = 1024 * 1024
 _FEW = 1000
 _SNIFFED = 1 << 16
@@ -166,7 +168,7 @@ def _read_json_lines(path: Path, limit: int | None) -> Iterator[Entry]:
     lines = itertools.islice(number_lines(read_lines(path)), limit)
     for row, (number, line) in enumerate(lines, 1):
         try:
-            value = json.loads(line)
+            value = _read_line(line)
         except json.JSONDecodeError as error:
             if row == 1 and line.strip() == "{":
                 raise _single_object(path) from None
@@ -174,6 +176,15 @@ def _read_json_lines(path: Path, limit: int | None) -> Iterator[Entry]:
         except (RecursionError, ValueError) as error:
             value = unreadable(error)
         yield Entry(row, number, check_object(value))
+
+
+def _read_line(line: str) -> Any:
+    # What json.loads does as well, without a look for white space at both ends, which hardly a line has.
+    with contextlib.suppress(json.JSONDecodeError):
+        value, end = _DECODER.raw_decode(line)
+        if end == len(line):
+            return value
+    return json.loads(line)
 
 
 def _broken_json(name: str, error: json.JSONDecodeError, line: int, column: int) -> Problem:

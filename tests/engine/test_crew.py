@@ -34,7 +34,9 @@ def write_rows(path: Path, task: str) -> Path:
     texts = [" ".join(words[(n * 7 + k * k) % len(words)] for k in range(1 + n % 31)) for n in range(90)]
     texts += texts[:9]
     rows: list[Any] = [{"text": text, "label": "abc"[n % 7 % 3]} for n, text in enumerate(texts)]
-    if task == "chat":
+    if task == "text":
+        rows = [{"text": text} for text in texts]
+    if task in ("chat", "generative_qa"):
         rows = []
         for n, text in enumerate(texts):
             turns = [{"role": "system", "content": f"be {n % 3}"}] * (n % 2)
@@ -55,20 +57,39 @@ def look(path: Path, model: Path, task: str, folder: Path, **more: Any) -> tuple
     return {name: value for name, value in report.items() if "second" not in name}, kept
 
 
+APART = {"measure", "survey"}
+
+
 @pytest.mark.parametrize(
-    ("task", "model", "more"),
+    ("task", "model", "more", "asked"),
     [
-        ("chat", "llama", {"data.too_long": "drop"}),
-        ("chat", "llama", {"data.leave_out": ["duplicate", "mojibake"], "data.template": "plain"}),
-        ("classification", "bert", {}),
+        ("chat", "llama", {"data.too_long": "drop"}, {"look"}),
+        ("chat", "llama", {"data.eval": "held.jsonl", "data.train_on": "last_answer"}, {"look"}),
+        ("text", "gpt2", {}, {"look"}),
+        ("generative_qa", "llama", {"data.eval": "held.jsonl"}, {"look"}),
+        ("chat", "llama", {"data.leave_out": ["duplicate", "mojibake"], "data.template": "plain"}, APART),
+        ("classification", "bert", {}, APART),
     ],
-    ids=["chat", "left out", "classification"],
+    ids=["chat", "held apart", "text", "refused", "left out", "classification"],
 )
 def test_what_is_shared_is_found_as_by_one(
-    task: str, model: str, more: dict[str, Any], home: Path, family: Callable[[str], Path], tmp_path: Path,
+    task: str, model: str, more: dict[str, Any], asked: set[str], home: Path, family: Callable[[str], Path], tmp_path: Path,
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """Whether rows are looked at while others are being read, or judged when all are known, and spelled thereafter."""
     path = write_rows(tmp_path / "rows.jsonl", task)
+    if "data.eval" in more:
+        held = write_rows(tmp_path / "held.jsonl", task)
+        held.write_text("\n".join(held.read_text(encoding="utf-8").splitlines()[5:70]), encoding="utf-8")
+        more = more | {"data.eval": str(held)}
+    refused: list[list[dict[str, Any]]] = []
+    report = inspection._Look.report
+
+    def note(one: Any) -> dict[str, Any]:
+        refused.append([problem.to_data() for problem in one.all.refusals])
+        return report(one)
+
+    monkeypatch.setattr(inspection._Look, "report", note)
     alone = look(path, family(model), task, tmp_path / "alone", **more)
     request.getfixturevalue("shared_work")
     here, there, do, ask = [], [], Hand.do, _Helper.ask
@@ -82,8 +103,12 @@ def test_what_is_shared_is_found_as_by_one(
     monkeypatch.setattr(_Helper, "ask", count_answer)
     shared = look(path, family(model), task, tmp_path / "shared", **more)
     assert shared == alone
-    assert {*here} == {"measure", "survey"} and {*there} == {"prepare", "measure", "survey"}
-    assert {one["name"] for one in shared[0]["findings"]} & {"duplicate", "left_out", "near_duplicate"}
+    assert {*here} == {*there} == asked
+    assert refused[0] == refused[1] and bool(refused[0]) == (task == "generative_qa")
+    names = {one["name"] for one in shared[0]["findings"]}
+    assert names & {"duplicate", "left_out", "near_duplicate"}
+    if "data.eval" in more and task == "chat":
+        assert "overlap" in names and {row["aside"] for row in shared[1]} == {True, False}
 
 
 @pytest.mark.parametrize("trouble", ["one killed", "all killed", "another tokenizer", "none starts"])
@@ -96,7 +121,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
     killed = {"one killed": 1, "all killed": 2}.get(trouble, 0)
 
     def kill(one: _Helper, told: Told) -> Told | None:
-        if told[0]["do"] == "survey" and one.process.pid in there[0].pids[:killed]:
+        if told[0]["do"] == "look" and one.process.pid in there[0].pids[:killed]:
             one.process.kill()
         return ask(one, told)
 
@@ -109,7 +134,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
         monkeypatch.setattr(crew.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
-    assert "survey" in done and [helper._is_lost for helper in there[0]._helpers] == [True, trouble != "one killed"]
+    assert "look" in done and [helper._is_lost for helper in there[0]._helpers] == [True, trouble != "one killed"]
     monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from ground import ROOT, run_core
 from transformers import AutoTokenizer
 
 from core import presets, runs
-from core.engine import loop, worker
+from core.engine import inspection, loop, worker
 from core.engine.inspection import REPORT_FILE, ROWS_FILE, inspect
 from core.findings import KINDS, SEVERITIES, Finding
 from core.problem import Problem
@@ -435,3 +437,23 @@ def test_findings_are_plain_data_and_back() -> None:
         one = Finding(name, 3, (1, 2), ({"data.max_length": 64}, {"data.too_long": "drop"}), ("a", "b"))
         assert Finding.from_data(json.loads(json.dumps(one.to_data()))) == one
         assert "{" not in str(one.problem)
+
+
+def test_rows_are_counted_as_they_would_be_packed() -> None:
+    """First fit, the longest first, in every batch by itself; against the same row by row."""
+    draw = random.Random(0)
+    for most in (10, 40, 100):
+        batches = [[draw.randint(1, 60) for _ in range(draw.randint(1, 8))] for _ in range(50)]
+        expected = 0
+        for lengths in batches:
+            bins: list[int] = []
+            for length in sorted(lengths, reverse=True):
+                room = [place for place, taken in enumerate(bins) if taken + length <= most]
+                if room:
+                    bins[room[0]] += length
+                else:
+                    bins.append(length)
+            expected += max(bins) * len(bins)
+        table = np.array([lengths + [0] * (8 - len(lengths)) for lengths in batches])
+        assert inspection._count_packed(table, most) == expected
+    assert inspection._count_packed(np.zeros((0, 8), np.int64), 10) == 0
