@@ -12,10 +12,14 @@ def put_off() -> None:
     gc.set_threshold(*_SELDOM)
 
 
-def take_up() -> None:
-    """Search as often as before it was put off, but no more in what is there by now: libraries stay, and to look through
-    torch again and again takes a fifth of the time of whatever makes many small things. Nothing happens where it was not
-    put off."""
+def take_up(*, stays: bool = False) -> None:
+    """Search as often as before it was put off; nothing happens where it was not.
+
+    Args:
+        stays: whether all that is there by now is there to the end, so that there is no search in it any more: to look
+            through the libraries again and again takes a fifth of the time of whatever makes many small things.
+    """
     if gc.get_threshold() == _SELDOM:
-        gc.freeze()
+        if stays:
+            gc.freeze()
         gc.set_threshold(*_USUAL)

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is loaded by now stays: to look through torch for garbage again and again takes a twelfth of the time."""
     gc.collect()
-    garbage.take_up()
+    garbage.take_up(stays=True)
 
 
 TEMPLATE = (

@@ -364,7 +364,7 @@ class Hand:
 
 def assist() -> None:
     """`python -m core assist`: do what is asked over the standard input until it ends."""
-    garbage.take_up()
+    garbage.take_up(stays=True)
     hand, asked, answers = Hand(), sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever is printed is no answer
     sent: Future[None] | None = None

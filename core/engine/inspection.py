@@ -67,7 +67,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     Raises:
         Problem: when the data or the model cannot be read, or do not suit the task.
     """
-    garbage.take_up()
+    garbage.take_up(stays=True)
     began = time.monotonic()
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None

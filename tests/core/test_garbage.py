@@ -28,15 +28,18 @@ def test_it_is_taken_up_as_it_was(usual: tuple[int, int, int]) -> None:
     assert gc.get_threshold() == garbage._USUAL
 
 
-def test_what_was_loaded_meanwhile_is_looked_through_no_more(usual: tuple[int, int, int]) -> None:
+def test_what_stays_is_looked_through_no_more(usual: tuple[int, int, int]) -> None:
     garbage.put_off()
     there = [[number] for number in range(1000)]
     frozen = gc.get_freeze_count()
     garbage.take_up()
+    assert gc.get_freeze_count() <= frozen, "what a model left behind is not to stay"
+    garbage.put_off()
+    garbage.take_up(stays=True)
     assert gc.get_freeze_count() - frozen >= len(there)
     assert not any(one is there[0] for one in gc.get_objects())
     frozen = gc.get_freeze_count()
-    garbage.take_up()
+    garbage.take_up(stays=True)
     assert gc.get_freeze_count() <= frozen, "it was taken up already"
 
 
