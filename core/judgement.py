@@ -164,7 +164,8 @@ def _compare(parts: list[Facts], is_aside: np.ndarray, alike: Callable[[int, int
 
 def _are_alike(mine: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> bool:
     """Whether two examples share so many of their shingles, exactly: signatures are samples, and short rows have few words."""
-    return len(mine & theirs) >= _ALIKE * len(mine | theirs)
+    shared = len(mine & theirs)
+    return shared >= _ALIKE * (len(mine) + len(theirs) - shared)
 
 
 def _shingles(example: Example) -> set[tuple[str, ...]]:
