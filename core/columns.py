@@ -36,12 +36,17 @@ def of_lists(ends: Any, values: pyarrow.Array) -> pyarrow.Array:
 
 
 def of_bytes(values: Sequence[bytes], kind: pyarrow.DataType) -> pyarrow.Array:
-    """A column of bytes or, by its kind, of text in UTF-8; 2 GiB of it at most."""
+    """A column of bytes or, by its kind, of text in UTF-8.
+
+    Raises:
+        OverflowError: when they have 2 GiB or more.
+    """
     import pyarrow
 
-    ends = np.zeros(len(values) + 1, np.int32)
-    np.cumsum(list(map(len, values)), out=ends[1:])
-    buffers = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(values))]
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise OverflowError("a column of bytes holds 2 GiB at most")
+    buffers = [None, pyarrow.py_buffer(ends.astype(np.int32)), pyarrow.py_buffer(b"".join(values))]
     return pyarrow.Array.from_buffers(kind, len(values), buffers)
 
 

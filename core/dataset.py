@@ -157,7 +157,8 @@ def find_row(files: Sequence[tuple[str, int]], number: int) -> tuple[str, int]:
 
 def has_eval_files(source: str | Path) -> bool:
     """Whether it names a folder with files to train on and others, by their names, to measure on."""
-    return bool(sources.find_files(str(source), "aside"))
+    with _beside("data.train"):
+        return bool(sources.find_files(str(source), "aside"))
 
 
 def split(

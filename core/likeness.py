@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,10 +145,15 @@ def find_pairs(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     need = math.ceil(threshold * slots - math.sqrt(slots * threshold * (1 - threshold)) - 1e-9)
     width = _band_width(slots, threshold)
     bands = [slice(start, start + width) for start in range(0, slots - width + 1, width)]
-    # Sorting lets other threads go on; two at a time, as each takes memory for all rows.
-    with ThreadPoolExecutor(2) as pool:
-        for meetings in pool.map(lambda band: list(_meetings(signatures, there, band)), bands):
-            for rows, others in meetings:
+
+    def meet(band: slice) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(_meetings(signatures, there, band))
+
+    # Sorting lets another thread sort; no more than that, as each band takes memory for all rows.
+    with ThreadPoolExecutor(1) as pool:
+        for one, other in itertools.zip_longest(bands[::2], bands[1::2]):
+            beside = pool.submit(meet, other) if other else None
+            for rows, others in [*meet(one), *(beside.result() if beside else ())]:
                 _link(signatures, found, rows, others, need)
     # What a row resembles may itself resemble an earlier one, and that may be near enough to the row as well.
     rows = np.flatnonzero(found != np.arange(count))

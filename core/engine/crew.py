@@ -32,7 +32,7 @@ from core import garbage, launch, likeness, objectives
 from core.config import DataSettings
 from core.dataset import Dataset
 from core.engine.rows import check_fits, spell_one
-from core.engine.survey import SCHEMA, Part, Surveyor
+from core.engine.survey import COUNTERS, NUMBERS, SCHEMA, Part, Surveyor
 from core.engine.tokens import LOCAL, Tokens
 from core.examples import as_lines, from_line, keep_examples, ranges
 from core.formats import Example
@@ -47,9 +47,10 @@ ENOUGH = 16 * 1024**2
 _BLOCK = 1000
 """Examples that a helper does at once, at most."""
 
+_AHEAD = 64
+"""Blocks that may wait for one before them."""
+
 _MOST = 8
-_COUNTERS = ("counts", "labels", "aside_labels", "turns", "scripts", "systems")
-_NUMBERS = ("full", "lengths", "targets", "numbers", "is_aside")
 _FACTS = tuple(one.name for one in dataclasses.fields(Facts))
 
 Told = tuple[dict[str, Any], list[bytes]]
@@ -86,12 +87,13 @@ class Crew:
         """The processes."""
         return [helper.process.pid for helper in self._helpers]
 
-    def prepare(self, surveyor: Surveyor, settings: DataSettings, folder: Path) -> None:
+    def prepare(self, surveyor: Surveyor, settings: DataSettings, folder: Path, *, keeps_rows: bool = True) -> None:
         """Tell the helpers how rows are spelled, with the tokenizer in that folder; one that comes to another does nothing.
 
         Examples that are read after this are surveyed at once: what is not known yet, their numbers, which of them are set
-        aside, and what comparing them tells, is put in when it is.
+        aside, and what comparing them tells, is put in when it is. Unless somebody `keeps_rows`, they are only counted then.
         """
+        self._keeps_rows = keeps_rows
         tokens = copy.copy(surveyor.tokens)
         self._here.surveyor = Surveyor(tokens, surveyor.objective, apart=surveyor.apart)
         self._here.settings = settings
@@ -109,7 +111,7 @@ class Crew:
         """A place for examples that are looked at while others are still being read."""
         told, drafts = {"do": "measure"}, None
         if self._prepared:
-            told, drafts = {"do": "look", "field": ""}, _Drafts()
+            told, drafts = {"do": "look", "field": "", "keeps_rows": self._keeps_rows}, _Drafts()
         ahead = _Ahead(lambda lines, examples: self._ask((told, lines), examples), drafts)
         kept = keep_examples(ahead.add)
         self._ahead[id(kept)] = ahead
@@ -121,16 +123,16 @@ class Crew:
         """The facts of the examples of these indices, in their order."""
         places, start = np.asarray(indices, np.int64), 0
         ahead = self._ahead.pop(id(data.examples), None)
-        for reply in self._measure_all(data) if ahead is None else ahead.take(data.examples):
-            facts = _read_facts(reply[1])
+        for blocks in self._measure_all(data) if ahead is None else ahead.take(data.examples):
+            facts = _read_facts(blocks)
             stop = start + len(facts.bare)
             chosen = places[np.searchsorted(places, start) : np.searchsorted(places, stop)] - start
             yield facts if len(chosen) == len(facts.bare) else facts.take(chosen)
             start = stop
 
-    def _measure_all(self, data: Dataset) -> Iterator[Told]:
+    def _measure_all(self, data: Dataset) -> Iterator[list[bytes]]:
         asked = (({"do": "measure"}, as_lines(data.examples, some)) for some in ranges(data.examples, _BLOCK))
-        return (reply for _, reply in self._map(asked))
+        return (blocks for _, (_, blocks) in self._map(asked))
 
     def survey(
         self, data: Dataset, field: str, know: Callable[[int], tuple[bool, list[str]]], objective: Objective
@@ -210,7 +212,7 @@ class _Ahead:
         self._lines: list[bytes] = []
         self._examples: list[Example] = []
         self._asked: deque[Future[Told]] = deque()
-        self._told: deque[Told] = deque()
+        self._facts: deque[list[bytes]] = deque()
 
     def add(self, examples: Sequence[Example], lines: list[bytes]) -> None:
         """More of them."""
@@ -218,19 +220,20 @@ class _Ahead:
         self._examples += examples
         if len(self._lines) >= _BLOCK or sum(map(len, lines)) > BLOCK_BYTES // 2:
             self._send()
-        while self._asked and self._asked[0].done():
+        # What is done waits in memory for what comes before it.
+        while self._asked and (self._asked[0].done() or len(self._asked) > _AHEAD):
             self._hear()
 
-    def take(self, kept: Sequence[Example]) -> Iterator[Told]:
+    def take(self, kept: Sequence[Example]) -> Iterator[list[bytes]]:
         """The facts of all, in their order."""
         if kept:
             kept[0]  # to read it ends the writing
-        if self._lines or not (self._asked or self._told):
+        if self._lines or not (self._asked or self._facts):
             self._send()
         while self._asked:
             self._hear()
-        while self._told:
-            yield self._told.popleft()
+        while self._facts:
+            yield self._facts.popleft()
 
     def _send(self) -> None:
         self._asked.append(self._ask(self._lines, self._examples))
@@ -241,7 +244,7 @@ class _Ahead:
         facts = len(_FACTS)
         if self._drafts is not None:
             self._drafts.add((told, blocks[facts:]))
-        self._told.append(({}, blocks[:facts]))
+        self._facts.append(blocks[:facts])
 
 
 class _Drafts:
@@ -249,13 +252,17 @@ class _Drafts:
 
     def __init__(self) -> None:
         self._file = open_nameless()
-        self._parts: list[tuple[dict[str, Any], list[bytes], int]] = []
+        self._parts: deque[tuple[dict[str, Any], list[bytes], int]] = deque()
+        self._has_first = False
 
     def add(self, told: Told) -> None:
         """What was found of the next ones."""
         data, (rows, *numbers) = told
         with full_disk_told():
             self._file.write(rows)
+        if self._has_first:  # people see one
+            data["first"] = None
+        self._has_first = self._has_first or data["first"] is not None
         self._parts.append((data, numbers, len(rows)))
 
     def take(
@@ -265,7 +272,8 @@ class _Drafts:
         start = 0
         with full_disk_told():
             self._file.seek(0)
-        for told, numbers, size in self._parts:
+        while self._parts:
+            told, numbers, size = self._parts.popleft()
             # To map the file would be slower: every page is needed once.
             part, count = _read_part(told, self._file.read(size), numbers), told["examples"]
             part.settle(data, range(start, start + count), field, know, apart=apart)
@@ -275,7 +283,7 @@ class _Drafts:
 
 
 class _Helper:
-    """One process, and the pipes to it; two threads at most ask it, and are answered in turn."""
+    """One process, and the pipes to it; threads that ask it are answered in turn."""
 
     def __init__(self) -> None:
         hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}  # type: ignore[attr-defined]
@@ -310,7 +318,7 @@ class _Helper:
         with self._turn:
             self._turn.wait_for(lambda: self._answered == mine or self._is_lost)
         if not self._is_lost:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
                 reply = _receive(self.process.stdout)
         with self._turn:
             self._answered = mine + 1
@@ -323,6 +331,9 @@ class _Helper:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        with self._turn:
+            self._is_lost = True
+            self._turn.notify_all()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
@@ -344,11 +355,15 @@ class Hand:
         facts = _write_facts(measure(examples)) if told["do"] == "look" else []
         # What is looked at ahead has its place among these for a number, and nothing else is known of it.
         numbers, aside = told.get("numbers", range(len(examples))), told.get("aside", bytes(len(examples)))
-        surveyor, settings, found = self.surveyor, self.settings, dict(told.get("found", ()))
+        surveyor, settings, known = self.surveyor, self.settings, dict(told.get("found", ()))
         for place, (example, number, is_aside) in enumerate(zip(examples, numbers, aside, strict=True)):
             spelled = spell_one(example, number, surveyor.objective, surveyor.tokens, settings, told["field"])
-            surveyor.take(example, number, found.get(place, []), spelled, bool(is_aside))
-        data, part = _write_part(surveyor.end())
+            surveyor.take(example, number, known.get(place, []), spelled, bool(is_aside))
+        found = surveyor.end()
+        if not told.get("keeps_rows", True):
+            assert found.rows is not None
+            found.rows = found.rows.slice(0, 0)
+        data, part = _write_part(found)
         return data | {"examples": len(examples)}, facts + part
 
     def _prepare(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -427,20 +442,20 @@ def _read_facts(blocks: list[bytes]) -> Facts:
 
 
 def _write_part(part: Part) -> Told:
-    told: dict[str, Any] = {name: list(getattr(part, name).items()) for name in _COUNTERS}
+    told: dict[str, Any] = {name: list(getattr(part, name).items()) for name in COUNTERS}
     told |= {"found": part.found, "refusals": [problem.to_data() for problem in part.refusals], "first": part.first}
     told |= {"cut": part.cut, "dropped": part.dropped}
     assert part.rows is not None
-    return told, [part.rows.serialize().to_pybytes(), *(getattr(part, name).tobytes() for name in _NUMBERS)]
+    return told, [part.rows.serialize().to_pybytes(), *(getattr(part, name).tobytes() for name in NUMBERS)]
 
 
 def _read_part(data: dict[str, Any], rows: Any, numbers: list[bytes]) -> Part:
     part = Part(
         pyarrow.ipc.read_record_batch(pyarrow.py_buffer(rows), SCHEMA), cut=data["cut"], dropped=data["dropped"]
     )
-    for name, block in zip(_NUMBERS, numbers, strict=True):
+    for name, block in zip(NUMBERS, numbers, strict=True):
         getattr(part, name).frombytes(block)
-    for name in _COUNTERS:
+    for name in COUNTERS:
         setattr(part, name, Counter(dict(map(tuple, data[name]))))
     part.found = {name: [(number, held) for number, held in places] for name, places in data["found"].items()}
     part.refusals = [Problem.from_data(one) for one in data["refusals"]]

@@ -83,7 +83,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
         ahead = not objective.learns_of_data and not config.data.leave_out
         apart = bool(config.data.eval) or has_eval_files(config.data.train)
         if crew is not None and ahead:
-            crew.prepare(Surveyor(tokens, objective, apart=apart), config.data, where)
+            crew.prepare(Surveyor(tokens, objective, apart=apart), config.data, where, keeps_rows=folder is not None)
         material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         look = _Look(material, tokens, config, limit)
         if crew is not None and not ahead:
@@ -322,7 +322,7 @@ class _Look:
         """The share of padding in the batches of the first epoch, with every row in a line of its own, and packed."""
         lengths = np.asarray(self.all.lengths)[np.asarray(self.all.is_aside) == 0]
         size = self.config.train.batch_size
-        size = size if isinstance(size, int) else _GUESSED_BATCH
+        size = min(size if isinstance(size, int) else _GUESSED_BATCH, max(1, len(lengths)))
         # The last batch may have fewer rows.
         batches = np.zeros((-(-len(lengths) // size), size), np.int64)
         batches.reshape(-1)[: len(lengths)] = lengths[np.asarray(order_rows(len(lengths), self.config.train.seed, 0))]

@@ -48,6 +48,11 @@ SCRIPTS = {
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
 
 
+NUMBERS = ("full", "lengths", "targets", "numbers", "is_aside")
+COUNTERS = ("counts", "labels", "aside_labels", "turns", "scripts", "systems")
+"""What a Part has many of."""
+
+
 @dataclass
 class Part:
     """What was found of some examples.
@@ -82,9 +87,9 @@ class Part:
 
     def add(self, other: Part) -> None:
         """Count in what was found of the examples behind these, but for the rows."""
-        for name in ("full", "lengths", "targets", "numbers", "is_aside"):
+        for name in NUMBERS:
             getattr(self, name).extend(getattr(other, name))
-        for name in ("counts", "labels", "aside_labels", "turns", "scripts", "systems"):
+        for name in COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for name, places in other.found.items():
             self.found[name] = (self.found.get(name, []) + places)[:SHOWN]
@@ -104,7 +109,7 @@ class Part:
             know: tells of an example whether it is set aside, and what its content tells.
             apart: whether the rows that are measured on are of a data set of their own.
         """
-        assert self.rows is not None
+        assert self.rows is not None and not self.labels
         told = list(map(know, some))
         aside = np.array([is_aside for is_aside, _ in told], bool)
         numbers = np.array(data.numbers[some.start : some.stop], np.int64)
@@ -289,7 +294,6 @@ class _Table:
 
     def take(self) -> pyarrow.RecordBatch:
         """All of them, and begin anew."""
-
         ids = columns.of_lists(self._ends, columns.of_numbers(self._ids, pyarrow.int32()))
         learned = columns.of_lists(self._ends, columns.of_flags(self._learned))
         lost = columns.of_lists(self._lost_ends, columns.of_numbers(self._lost, pyarrow.int32()))

@@ -397,12 +397,9 @@ class Tokens:
 
     def _count_ends(self, content: str) -> int:
         """How often a token that ends an answer stands within its text, with more text behind it."""
-        for name in self._end_names:
-            if name in content:
-                break
-        else:  # as with nearly all
-            return 0
         names = [name for name in self._end_names if name in content]
+        if not names:
+            return 0
         content = content.rstrip()
         while name := next((name for name in names if content.endswith(name)), None):
             content = content.removesuffix(name).rstrip()

@@ -34,6 +34,11 @@ def test_they_are_what_pyarrow_makes_of_values(count: int) -> None:
     made.validate(full=True)
 
 
+def test_what_is_too_much_for_a_column_is_refused() -> None:
+    with pytest.raises(OverflowError, match="2 GiB"):
+        columns.of_bytes([range(2**31 - 1), range(1)], pyarrow.binary())  # type: ignore[list-item]  # as long as such bytes
+
+
 def test_numbers_are_read_where_they_lie() -> None:
     column = pyarrow.array(range(10), pyarrow.int64())
     assert columns.numbers_of(column).tolist() == [*range(10)]

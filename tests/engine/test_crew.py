@@ -48,12 +48,16 @@ def write_rows(path: Path, task: str) -> Path:
     return path
 
 
-def look(path: Path, model: Path, task: str, folder: Path, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def look(
+    path: Path, model: Path, task: str, folder: Path | None, **more: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report but for the time that it took, and all rows."""
     changes = {"data.train": str(path), "model.name": str(model), "data.max_length": 64, "data.eval_rows": 9, **more}
     report = inspect(presets.load(task, changes), folder)
-    with pyarrow.memory_map(str(folder / "rows.arrow")) as file:
-        kept = pyarrow.ipc.open_file(file).read_all().to_pylist()
+    kept = []
+    if folder is not None:
+        with pyarrow.memory_map(str(folder / "rows.arrow")) as file:
+            kept = pyarrow.ipc.open_file(file).read_all().to_pylist()
     return {name: value for name, value in report.items() if "second" not in name}, kept
 
 
@@ -104,6 +108,8 @@ def test_what_is_shared_is_found_as_by_one(
     shared = look(path, family(model), task, tmp_path / "shared", **more)
     assert shared == alone
     assert {*here} == {*there} == asked
+    # Where nobody keeps the rows, they are counted all the same.
+    assert look(path, family(model), task, None, **more)[0] == alone[0]
     assert refused[0] == refused[1] and bool(refused[0]) == (task == "generative_qa")
     names = {one["name"] for one in shared[0]["findings"]}
     assert names & {"duplicate", "left_out", "near_duplicate"}
@@ -117,7 +123,8 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
 ) -> None:  # fmt: skip
     path = write_rows(tmp_path / "rows.jsonl", "chat")
     there: list[Crew] = []
-    begin, ask, done, do = Crew.__enter__, _Helper.ask, [], Hand.do
+    begin, ask, end, done, do = Crew.__enter__, _Helper.ask, _Helper.end, [], Hand.do
+    lost: list[bool] = []
     killed = {"one killed": 1, "all killed": 2}.get(trouble, 0)
 
     def kill(one: _Helper, told: Told) -> Told | None:
@@ -127,6 +134,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
 
     monkeypatch.setattr(Crew, "__enter__", lambda one: there.append(one) or begin(one))
     monkeypatch.setattr(_Helper, "ask", kill)
+    monkeypatch.setattr(_Helper, "end", lambda one: lost.append(one._is_lost) or end(one))
     monkeypatch.setattr(Hand, "do", lambda hand, *given: done.append(given[0]["do"]) or do(hand, *given))
     if trouble == "another tokenizer":
         monkeypatch.setattr(crew, "fingerprint", lambda _: "that of none")
@@ -134,7 +142,7 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
         monkeypatch.setattr(crew.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
-    assert "look" in done and [helper._is_lost for helper in there[0]._helpers] == [True, trouble != "one killed"]
+    assert "look" in done and lost == [True, trouble != "one killed"]
     monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1
@@ -147,7 +155,9 @@ def test_who_asked_can_end_it_and_no_helper_stays(
     monkeypatch.setattr(inspection, "_SAY_EVERY", 0.0)
     pids: list[int] = []
     prepare = Crew.prepare
-    monkeypatch.setattr(Crew, "prepare", lambda one, *given: pids.extend(one.pids) or prepare(one, *given))
+    monkeypatch.setattr(
+        Crew, "prepare", lambda one, *given, **more: pids.extend(one.pids) or prepare(one, *given, **more)
+    )
     told: list[tuple[int, int]] = []
 
     def tell(done: int, total: int) -> None:
@@ -168,6 +178,25 @@ def test_a_mistake_is_the_same_problem(
     config = presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))})
     with pytest.raises(Problem, match="not what the task chat learns from"):
         inspect(config)
+
+
+def test_what_is_found_ahead_is_let_go(
+    shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that people see is kept once, and what was found of some rows until it is counted."""
+    there: list[Any] = []
+    take = crew._Drafts.take
+
+    def watch(one: Any, *given: Any, **more: Any) -> Any:
+        there.append(sum(told["first"] is not None for told, *_ in one._parts))
+        for count, found in enumerate(take(one, *given, **more), 1):
+            there.append(len(one._parts) + count)
+            yield found
+
+    monkeypatch.setattr(crew._Drafts, "take", watch)
+    look(write_rows(tmp_path / "rows.jsonl", "chat"), family("llama"), "chat", tmp_path / "look")
+    first, *parts = there
+    assert first == 1 and len(parts) > 5 and set(parts) == {len(parts)}
 
 
 def test_helpers_end_with_whoever_started_them(home: Path) -> None:

@@ -439,6 +439,13 @@ def test_findings_are_plain_data_and_back() -> None:
         assert "{" not in str(one.problem)
 
 
+def test_a_folder_that_cannot_be_read_is_told_beside_the_data(family: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(Problem, match="No file of the folder") as caught:
+        look(tmp_path / "data", family("llama"))
+    assert [problem.field for problem in caught.value.parts] == ["data.train"]
+
+
 def test_rows_are_counted_as_they_would_be_packed() -> None:
     """First fit, the longest first, in every batch by itself; against the same row by row."""
     draw = random.Random(0)
@@ -457,3 +464,18 @@ def test_rows_are_counted_as_they_would_be_packed() -> None:
         table = np.array([lengths + [0] * (8 - len(lengths)) for lengths in batches])
         assert inspection._count_packed(table, most) == expected
     assert inspection._count_packed(np.zeros((0, 8), np.int64), 10) == 0
+
+
+def test_batches_are_no_wider_than_there_are_rows(
+    family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch size that nobody can fill costs nothing."""
+    path = write(tmp_path / "rows.jsonl", [talk(f"a {n}", "sat") for n in range(20)])
+    shapes = []
+    count = inspection._count_packed
+    monkeypatch.setattr(
+        inspection, "_count_packed", lambda batches, most: shapes.append(batches.shape) or count(batches, most)
+    )
+    few = look(path, family("llama"), data__eval_fraction=0.0, train__batch_size=20)
+    many = look(path, family("llama"), data__eval_fraction=0.0, train__batch_size=60_000)
+    assert few["padding"] == many["padding"] and shapes == [(1, 20), (1, 20)]
