@@ -32,6 +32,7 @@ from core.judgement import LEAVABLE, Flags
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
 from core.objectives import Objective
+from core.readers import metered
 from core.runs import write_whole
 
 ROWS_FILE, REPORT_FILE, TOKENIZER_FILE = "rows.arrow", "report.json", "tokenizer.json"
@@ -57,7 +58,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     Args:
         config: what would be trained.
         folder: where the rows' tokens, the report and the tokenizer are kept for people to look at; None keeps nothing.
-        tell: is told (rows done, rows in all) now and then, 0 in all while they are being read; what it raises ends the
+        tell: is told (rows done, rows in all) now and then, 0 in all where nobody knows; what it raises ends the
             inspection.
 
     Returns:
@@ -72,37 +73,51 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
-    helpers = count_helpers(sum(size for _, size in files))
-    with Crew(helpers) if helpers else contextlib.nullcontext() as crew:
-        read = (lambda rows: tell(rows, 0)) if tell else None
+    named = filter(None, (config.data.train, config.data.eval))
+    size = sum(size for source in named for _, size in sources.stamp(source))
+    helpers = count_helpers(size)
+    with Crew(helpers) if helpers else contextlib.nullcontext() as crew, metered() as meter:
         objective = objectives.find(config.task)
         tokens, limit = load_tokens(config, where, objective)
         tokens.keeps_lost = True
         # What a task makes of an example is known at once, unless it has to see all of them before.
-        ahead = not objective.learns_of_data and not config.data.leave_out
+        ahead = crew is not None and not objective.learns_of_data and not config.data.leave_out
         apart = bool(config.data.eval) or has_eval_files(config.data.train)
         if crew is not None and ahead:
             crew.prepare(Surveyor(tokens, objective, apart=apart), config.data, where, keeps_rows=folder is not None)
+
+        def read(rows: int) -> None:
+            if tell:
+                # What is read ahead is as good as done; how many rows there are is guessed by the bytes behind it.
+                tell(rows, max(rows, _round(rows * size / meter.read)) if ahead and meter.read else 0)
+
         material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         look = _Look(material, tokens, config, limit)
         if crew is not None and not ahead:
             crew.prepare(look.surveyor, config.data, where)
         if folder is None:
-            for _ in look.read(tell, crew):
+            for _ in look.read(None if ahead else tell, crew):
                 pass
         else:
             folder.mkdir(parents=True, exist_ok=True)
             tokens.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
             with pyarrow.OSFile(str(folder / ROWS_FILE), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA) as writer:
-                for batch in look.read(tell, crew):
+                for batch in look.read(None if ahead else tell, crew):
                     writer.write_batch(batch)
+    if tell:
+        tell(look.total, look.total)
     report = look.report()
     report["seconds"] = time.monotonic() - began
     report["rows_per_second"] = report["rows"] / max(report["seconds"], 1e-9)
     if folder is not None:
         write_whole(folder / REPORT_FILE, json.dumps(report, ensure_ascii=False))
     return report
+
+
+def _round(count: float) -> int:
+    """A number that is not known exactly, in two digits."""
+    step = 10 ** max(0, len(str(int(count))) - 2)
+    return round(count / step) * step
 
 
 def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tokens, int]:
@@ -187,8 +202,6 @@ class _Look:
             if tell and time.monotonic() - said > _SAY_EVERY:
                 tell(first + done * 4 // 5, self.total)
                 said = time.monotonic()
-        if tell:
-            tell(self.total, self.total)
 
     def _survey(self, crew: Crew | None) -> Iterator[tuple[Part, int]]:
         """What is found of some examples after others, and how many they are, in the order of the file."""

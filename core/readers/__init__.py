@@ -15,6 +15,7 @@ import itertools
 import pkgutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -119,12 +120,62 @@ def find(path: Path) -> ModuleType:
     raise Problem(what, there_is, to_do, name=path.name[-100:], known=", ".join(readers()))
 
 
+class Meter:
+    """How far the reading of files has come."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, int] = {}
+        #: The same file may be open several times.
+        self._open: dict[IO[bytes], Path] = {}
+
+    @property
+    def read(self) -> int:
+        """Bytes that were read of all files, packed as they are."""
+        for file, path in self._open.items():
+            self._note(path, file)
+        return sum(self._read.values())
+
+    @contextlib.contextmanager
+    def watch(self, path: Path, file: IO[bytes]) -> Iterator[None]:
+        """Look at a file's place for as long as it is open; of one that is opened again the farthest place counts."""
+        self._open[file] = path
+        try:
+            yield
+            if file.closed:  # as whoever reads text does at its end
+                self._read[path] = path.stat().st_size
+        finally:
+            self._note(self._open.pop(file), file)
+
+    def _note(self, path: Path, file: IO[bytes]) -> None:
+        if not file.closed:
+            self._read[path] = max(self._read.get(path, 0), file.tell())
+
+
+_METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[Meter]:
+    """Tells how far the files have been read that are opened by `open_bytes` meanwhile."""
+    meter = Meter()
+    before = _METER.set(meter)
+    try:
+        yield meter
+    finally:
+        _METER.reset(before)
+
+
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The file, unpacked when it is packed; raises Problem when it turns out to be damaged."""
+    meter = _METER.get()
     try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
+        with (
+            open(path, "rb") as raw,
+            meter.watch(path, raw) if meter else contextlib.nullcontext(),
+            gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else contextlib.nullcontext(raw) as file,
+        ):
+            yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Problem(
             "{name} is damaged: it cannot be unpacked.", "The reader says: {error}.", "Fetch or pack it again.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import secrets
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from core import dataset, sources
+from core import dataset, readers, sources
 from core.problem import Problem
 
 Lay = Callable[..., Path]
@@ -246,3 +248,24 @@ def test_a_revision_is_named_when_it_is_not_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     assert "owner/name@v9 was not found on the Hugging Face hub. Revision 'v9'" in refusal("owner/name@v9")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_how_far_the_reading_has_come_is_known(tmp_path: Path, packed: bool) -> None:
+    names = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    if packed:
+        names = [path.with_suffix(".jsonl.gz") for path in names]
+    for path in names:
+        # What is alike would be packed into next to nothing.
+        lines = "".join(row(secrets.token_hex(200)) for _ in range(500))
+        path.write_bytes(gzip.compress(lines.encode()) if packed else lines.encode())
+    size, shares = sum(path.stat().st_size for path in names), []
+    with readers.metered() as meter:
+        assert meter.read == 0
+        for path in names:
+            for _ in sources.read(str(path), None):
+                shares.append(meter.read / size)
+    assert shares == sorted(shares) and shares[0] < 0.2 and 0.4 < shares[499] < 0.6 and shares[-1] > 0.95
+    with readers.metered() as other:
+        list(sources.read(str(names[0]), None))
+    assert other.read <= names[0].stat().st_size < meter.read

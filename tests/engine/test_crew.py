@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from ground import ROOT
 
-from core import presets, spool
+from core import dataset, presets, spool
 from core.engine import crew, inspection
 from core.engine.crew import Crew, Hand, Told, _Helper
 from core.engine.inspection import inspect
@@ -152,7 +152,7 @@ def test_who_asked_can_end_it_and_no_helper_stays(
     shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_rows(tmp_path / "rows.jsonl", "chat")
-    monkeypatch.setattr(inspection, "_SAY_EVERY", 0.0)
+    monkeypatch.setattr(dataset, "_SAY_EVERY", 5)
     pids: list[int] = []
     prepare = Crew.prepare
     monkeypatch.setattr(
@@ -162,13 +162,16 @@ def test_who_asked_can_end_it_and_no_helper_stays(
 
     def tell(done: int, total: int) -> None:
         told.append((done, total))
-        if total and done > total / 2:
+        if done == 50:
             raise KeyboardInterrupt
 
     config = presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))})
     with pytest.raises(KeyboardInterrupt):
         inspect(config, tell=tell)
-    assert told[-1][0] < told[-1][1] and len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+    # How many there are is guessed by the bytes behind them.
+    assert [done for done, _ in told] == [*range(5, 51, 5)] and all(done <= total for done, total in told)
+    assert told[-1][1] == 50, "all of so short a file has been looked at to tell its format"
+    assert len(pids) == 2 and not any(map(psutil.pid_exists, pids))
 
 
 def test_a_mistake_is_the_same_problem(
