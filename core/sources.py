@@ -73,9 +73,10 @@ def find_files(source: str, want: Want = "train") -> list[str]:
 
 
 def stamp(source: str) -> tuple[tuple[int, int], ...]:
-    """When the local files of a source were last changed, and how long they are."""
+    """When the local files of a source were last changed, and how long they are; nothing for none."""
     found = []
-    for piece in pieces(source):
+    # The name of nothing is that of the folder in which a process stands.
+    for piece in pieces(source) if source else ():
         path = _find_sheet(piece)[0]
         # A name that no file system takes, or a folder that nobody may look into, has no date.
         with contextlib.suppress(OSError, ValueError):

@@ -73,8 +73,8 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    named = filter(None, (config.data.train, config.data.eval))
-    size = sum(size for source in named for _, size in sources.stamp(source))
+    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
+    size = sum(size for _, size in files)
     helpers = count_helpers(size)
     with Crew(helpers) if helpers else contextlib.nullcontext() as crew, metered() as meter:
         objective = objectives.find(config.task)

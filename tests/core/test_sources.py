@@ -269,3 +269,10 @@ def test_how_far_the_reading_has_come_is_known(tmp_path: Path, packed: bool) -> 
     with readers.metered() as other:
         list(sources.read(str(names[0]), None))
     assert other.read <= names[0].stat().st_size < meter.read
+
+
+def test_nothing_has_no_files(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the folder in which a process stands."""
+    folder = lay("a.jsonl")
+    monkeypatch.chdir(folder)
+    assert sources.stamp("") == () and len(sources.stamp(str(folder))) == 1
