@@ -278,7 +278,7 @@ def length_figure(histogram: dict[str, list[int]], limit: int, names: dict[str, 
     # A mark far beyond all rows would press them together.
     traces = [bars, mark] if limit <= 1.5 * edges[-1] else [bars]
     return {
-        "data": traces, "title": "", "x": names["length"], "y": names["rows"], "key": f"lengths-{limit}", "tall": True,
+        "data": traces, "title": "", "x": names["length"], "y": names["rows"], "key": f"lengths-{limit}", "tall": True, "counts": True,
         "legend": len(traces) > 1,
     }  # fmt: skip
 
@@ -373,7 +373,7 @@ const layout = (figure, colours) => ({
   font: {family: 'system-ui, sans-serif', size: 12, color: colours.text},
   title: figure.tall ? undefined : {text: figure.named ? named(figure) : figure.title, font: {size: 13}, x: 0, xanchor: 'left', y: 0.97},
   xaxis: {title: figure.tall ? {text: figure.x} : undefined, gridcolor: colours.grid, ...axis, rangemode: 'tozero', nticks: figure.tall ? Math.max(3, Math.min(10, Math.floor(host.clientWidth / 90))) : 5},
-  yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, ...axis, exponentformat: figure.tall ? 'none' : 'SI', nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
+  yaxis: {type: figure.log ? 'log' : undefined, title: figure.y ? {text: figure.y} : undefined, gridcolor: colours.grid, ...axis, exponentformat: figure.tall ? 'none' : 'SI', tickformat: figure.counts ? '~s' : undefined, nticks: figure.tall ? 8 : 4, ticklabelstandoff: 6},
   showlegend: figure.legend, legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'},
   hovermode: 'x unified', hoverlabel: {bgcolor: colours.paper, font: {color: colours.text}}, dragmode: 'zoom',
 });
