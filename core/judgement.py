@@ -15,6 +15,7 @@ import xxhash
 
 from core import likeness
 from core.formats import Example
+from core.words import Known
 
 if TYPE_CHECKING:
     from core.dataset import Dataset
@@ -36,6 +37,12 @@ _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer
 #: Bytes of words in small letters, and a zero for what stands between words.
 _IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
 _APART = _IN_WORDS.replace(b"\0", b" ")
+_OTHERS = re.compile("[^\0-\x7f]+")
+# Of what stands between two spaces, which hangs on nothing beyond them.
+_BARE: Known[bytes] = Known(lambda part: _encode(_SEPARATORS.sub("", part.casefold())))
+_WORDS_IN: Known[bytes] = Known(lambda part: _encode(" ".join(_WORDS.findall(part.lower()))))
+_FOLDED: Known[bytes] = Known(lambda part: _encode(" ".join(unicodedata.normalize("NFC", part).casefold().split())))
+_GARBLED: Known[bool] = Known(lambda part: _MOJIBAKE.search(part) is not None)
 _ALIKE = 0.75
 """The share of their shingles that rows have in common that are nearly the same."""
 
@@ -191,12 +198,13 @@ def measure(examples: Iterable[Example]) -> Facts:
         if text.isascii():
             data = text.encode()
             garbled.append(False)
-            bare.append(_digest(data.translate(_SMALL, _ASCII_SEPARATORS) or data))
+            bare.append(_digest(_bare(text) or data))
             words.append(data)
         else:
-            garbled.append(_MOJIBAKE.search(text) is not None)
-            bare.append(_digest(_encode(_SEPARATORS.sub("", text.casefold()) or text)))
-            words.append(_encode(" ".join(_WORDS.findall(text.lower()))))
+            parts = _cut(text)
+            garbled.append(any(map(_GARBLED.__getitem__, parts[1::2])))
+            bare.append(_digest(_mend(parts, _bare, _BARE) or _encode(text)))
+            words.append(_mend(parts, str.encode, _WORDS_IN))
         content.append(content_key(example))
         size += len(words[-1])
         if size > _BYTES_AT_ONCE:
@@ -272,11 +280,39 @@ def content_key(example: Example) -> int:
     return _digest(_plain(" \0 ".join(texts)))
 
 
+def _cut(text: str) -> list[str]:
+    """ASCII, what is not all ASCII between two spaces, ASCII again ..."""
+    parts, place = [], 0
+    for match in _OTHERS.finditer(text):
+        start, end = match.span()
+        if start >= place:  # else it belongs to the one before
+            start = max(place, text.rfind(" ", place, start) + 1)
+            end = text.find(" ", end)
+            end = len(text) if end < 0 else end
+            parts += text[place:start], text[start:end]
+            place = end
+    return [*parts, text[place:]]
+
+
+def _mend(parts: Sequence[str], of_ascii: Callable[[str], bytes], known: Known[bytes]) -> bytes:
+    """What `_cut` has cut, each of the ASCII and of the others in its own way."""
+    made = [b""] * len(parts)
+    made[::2], made[1::2] = map(of_ascii, parts[::2]), map(known.__getitem__, parts[1::2])
+    return b"".join(made)
+
+
+def _bare(text: str) -> bytes:
+    """ASCII without capitals, and nothing between its words."""
+    return text.encode().translate(_SMALL, _ASCII_SEPARATORS)
+
+
+def _spaced(text: str) -> bytes:
+    """ASCII without capitals, and spaces for white space."""
+    return text.encode().translate(_SPACED)
+
+
 def _plain(text: str) -> bytes:
-    if not text.isascii():
-        return _encode(" ".join(unicodedata.normalize("NFC", text).casefold().split()))
-    # The same, in a third of the time.
-    data = text.encode().translate(_SPACED).strip()
+    data = (_spaced(text) if text.isascii() else _mend(_cut(text), _spaced, _FOLDED)).strip()
     while b"  " in data:
         data = data.replace(b"  ", b" ")
     return data

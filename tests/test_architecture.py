@@ -22,7 +22,7 @@ ALLOWED = [
     ("core/engine/crew.py", {"core", "transformers", "numpy", "pyarrow"}),
     ("core/engine/survey.py", {"core", "numpy", "pyarrow"}),
     ("core/engine/rows.py", {"core", "pyarrow"}),
-    ("core/engine/spelling.py", {"transformers", "tokenizers"}),
+    ("core/engine/spelling.py", {"core.words", "transformers", "tokenizers"}),
     ("core/engine", {"core", "torch", "transformers", "accelerate", "safetensors", "jinja2", "psutil", "pydantic", "starlette", "uvicorn"}),
     ("core/methods", {"core.config", "core.methods", "core.problem", "core.targets", "torch*", "pydantic"}),
     ("core/objectives", {"core.config", "core.objectives", "core.problem", "core.formats", "torch*", "sklearn*", "sacrebleu*", "rouge_score*"}),

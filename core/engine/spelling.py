@@ -17,8 +17,11 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from transformers import PreTrainedTokenizerBase
 
+from core.words import Known
+
 _SHORT = 64
-_WORDS_KNOWN = 1 << 17
+_LONG = 16
+"""Characters between two spaces, on average, beyond which a text is hardly made of words that come again."""
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _END, _OTHERS = r"'(?:[sdmt]|ll|ve|re)", r"[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
 _CUTS = {
@@ -101,8 +104,10 @@ class Speller:
         #: Cuts a text at its special tokens, which stand between what it gives.
         self._split = re.compile(f"({self._pattern.pattern})").split if self._pattern is not None else None
         self._known = frozenset(self._ids.values())
-        self._words = _Words(self._spell_word)
-        self._first, self._further = _Stretches(self._spell_words, ""), _Stretches(self._spell_words, " ")
+        # As bytes, which are joined faster than numbers.
+        self._words: Known[bytes] = Known(self._spell_word)
+        self._first: Known[bytes] = Known(lambda stretch: self._spell_stretch("", stretch))
+        self._further: Known[bytes] = Known(lambda stretch: self._spell_stretch(" ", stretch))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
@@ -114,7 +119,7 @@ class Speller:
 
     def encode_marked(self, text: str) -> tuple[Ids, list[Mark] | None]:
         """The ids of a text, and the special tokens in it where they come to light by the way."""
-        if self._cut_words is None or not self.knows(text):
+        if not self.knows(text):
             return array("i", self._encode(text)), None
         ids: Ids = array("i")
         marks: list[Mark] = []
@@ -140,13 +145,31 @@ class Speller:
         return array("i", [token.id for token in self._model.tokenize(word.translate(_AS_BYTES))]).tobytes()
 
     def _spell_words(self, text: str) -> bytes:
-        """The ids of ASCII without special tokens."""
+        """The ids of a text without special tokens."""
+        if not text.isascii():
+            return array("i", self._encode(text)).tobytes()
         assert self._cut_words is not None
         return b"".join(map(self._words.__getitem__, self._cut_words.findall(text)))
 
+    def _spell_stretch(self, space: str, stretch: str) -> bytes:
+        """The ids of what stands behind a space (or, without one, at the beginning) and before the next.
+
+        Texts are cut into words at every single space between others than white space: what cuts them takes a space to
+        what is behind it, and looks no further. Nor is anything composed across a space.
+
+        Raises:
+            KeyError: when it is nothing, or begins or ends with white space.
+        """
+        if not stretch or stretch[-1].isspace() or (space and stretch[0].isspace()):
+            raise KeyError(stretch)
+        return self._spell_words(space + stretch)
+
     def knows(self, text: str) -> bool:
-        """Whether the text is spelled word by word, from memory, and hardly needs the tokenizer."""
-        return self._cut_words is not None and text.isascii() and not (self._unsure and self._unsure.search(text))
+        """Whether the text is spelled word by word, mostly from memory, and hardly needs the tokenizer. Scripts without
+        spaces are not."""
+        if self._cut_words is None or (self._unsure and self._unsure.search(text)):
+            return False
+        return text.isascii() or len(text) <= _LONG * (1 + text.count(" "))
 
     def _encode(self, text: str) -> list[int]:
         backend = self._backend
@@ -232,44 +255,6 @@ class Speller:
                 if both != [*alone, self._ids[mark], *self.encode(mark + right)[1:]]:
                     return False
         return True
-
-
-class _Words(dict[str, bytes]):
-    """The ids of every word, known for those seen lately; as bytes, which are joined faster than numbers."""
-
-    def __init__(self, encode: Callable[[str], bytes]):
-        super().__init__()
-        self._encode = encode
-
-    def __missing__(self, word: str) -> bytes:
-        found = self._encode(word)
-        if len(word) <= _SHORT:
-            if len(self) >= _WORDS_KNOWN:
-                self.clear()
-            self[word] = found
-        return found
-
-
-class _Stretches(dict[str, bytes]):
-    """The ids of what stands behind a space (or at the beginning) and before the next one, known for those seen lately.
-
-    Texts are cut into words at every single space between others than white space: what cuts them takes a space to what
-    is behind it, and looks no further. What begins or ends otherwise is not to be had: a KeyError.
-    """
-
-    def __init__(self, spell: Callable[[str], bytes], space: str):
-        super().__init__()
-        self._spell, self._space = spell, space
-
-    def __missing__(self, stretch: str) -> bytes:
-        if not stretch or stretch[-1].isspace() or (self._space and stretch[0].isspace()):
-            raise KeyError(stretch)
-        found = self._spell(self._space + stretch)
-        if len(stretch) <= _SHORT:
-            if len(self) >= _WORDS_KNOWN:
-                self.clear()
-            self[stretch] = found
-        return found
 
 
 def _any_of(texts: Sequence[str] | dict[str, int]) -> re.Pattern[str] | None:

@@ -45,6 +45,8 @@ SCRIPTS = {
     "Arabic": "؀-ۿ", "Hebrew": "֐-׿", "Devanagari": "ऀ-ॿ", "Thai": "฀-๿",
 }  # fmt: skip
 """Writing systems that are told apart, as ranges of characters."""
+_OTHERS = re.compile("[^\0-\x7f]+")
+_NO_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
 
 
@@ -324,7 +326,10 @@ def _script(texts: Sequence[str]) -> str:
     text = "\n".join(texts)[:2000]
     if text.isascii():
         return "Latin" if any(map(str.isalpha, text)) else "none"
-    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    # Of most texts that are not all ASCII, nearly all is.
+    others = "".join(_OTHERS.findall(text))
+    counts = {name: len(letters.findall(others)) for name, letters in _LETTERS.items()}
+    counts["Latin"] += len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
     # Japanese is written in both.
     if counts["Kana"] and counts["Han"]:
         return "Kana"

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core import dataset
+from core import dataset, likeness
 from core.formats import Example
-from core.judgement import _number_words, _shingles, content_key, judge
+from core.judgement import (
+    _MOJIBAKE,
+    _SEPARATORS,
+    _WORDS,
+    _cut,
+    _digest,
+    _number_words,
+    _shingles,
+    content_key,
+    judge,
+    measure,
+)
 
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
@@ -54,6 +66,30 @@ def test_words_of_ascii_are_those_of_any_text() -> None:
     for _ in range(2000):
         text = "".join(draw.choices(letters, k=draw.randint(0, 60)))
         assert _shingles(Example(text=text)) == _shingles(Example(text=f"{text} …")), repr(text)
+
+
+def test_of_any_text_is_found_what_its_letters_say() -> None:
+    """Texts are looked at in parts, most of them as bytes; it makes no difference to what a look at all of it would find."""
+    letters = " " * 30 + "abcAB12_.,!\n\t\x1c-" * 3
+    letters += (
+        "éÉßñΣσςİıǅ日本かな한ᄒ\u0301\u0308\u0327\u00a0\u0085\u2003\u2028\u3000\u180e\u200b\ufeff–…½²😀ﬁＡÂÃ©€â\ufffd™"
+    )
+    draw, garbled = random.Random(0), 0
+    for _ in range(6000):
+        text = "".join(draw.choices(letters, k=draw.randint(1, 40)))
+        parts = _cut(text)
+        assert "".join(parts) == text and all(part.isascii() for part in parts[::2])
+        found = measure([Example(text=text)])
+        whole = _SEPARATORS.sub("", text.casefold())
+        assert found.bare.tolist() == [_digest((whole or text).encode())], repr(text)
+        plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+        assert content_key(Example(text=text)) == _digest(plain.encode()), repr(text)
+        assert found.garbled.tolist() == [_MOJIBAKE.search(text) is not None], repr(text)
+        garbled += bool(found.garbled[0])
+        words = " ".join(_WORDS.findall(text.lower()))
+        expected = likeness.signatures(*_number_words([words.encode()]))
+        assert (found.signatures == expected).all(), repr(text)
+    assert garbled > 100
 
 
 def test_a_text_is_the_same_whatever_it_is_called(write: Any) -> None:

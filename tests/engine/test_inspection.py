@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ground import ROOT, run_core
 from transformers import AutoTokenizer
 
 from core import presets, runs
-from core.engine import inspection, loop, worker
+from core.engine import inspection, loop, survey, worker
 from core.engine.inspection import REPORT_FILE, ROWS_FILE, inspect
 from core.findings import KINDS, SEVERITIES, Finding
 from core.problem import Problem
@@ -479,3 +480,17 @@ def test_batches_are_no_wider_than_there_are_rows(
     few = look(path, family("llama"), data__eval_fraction=0.0, train__batch_size=20)
     many = look(path, family("llama"), data__eval_fraction=0.0, train__batch_size=60_000)
     assert few["padding"] == many["padding"] and shapes == [(1, 20), (1, 20)]
+
+
+def test_the_script_is_that_of_most_letters() -> None:
+    letters = "abcXYZ 12.,!éÉßñøΣσжЖ日本語かなカ한글עבאبतमไทย\u0301½😀ＡÂ—"
+    draw, seen = random.Random(0), set()
+    for _ in range(4000):
+        text = "".join(draw.choices(letters[: draw.randint(1, len(letters))], k=draw.randint(1, 30)))
+        counts = {name: len(re.findall(f"[{span}]", text)) for name, span in survey.SCRIPTS.items()}
+        best = max(counts, key=lambda name: counts[name])
+        expected = best if counts[best] else "other" if any(map(str.isalpha, text)) else "none"
+        expected = "Kana" if counts["Kana"] and counts["Han"] else expected
+        assert survey._script([text]) == expected, repr(text)
+        seen.add(expected)
+    assert seen >= {"Latin", "Kana", "none"}

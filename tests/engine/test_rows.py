@@ -60,7 +60,11 @@ def config_of(model: Path, path: Path, task: str = "chat", **data: Any) -> Confi
     )  # fmt: skip
 
 
-def write_talks(path: Path, count: int, mark: str = " é") -> Path:
+UNSPACED = "猫坐在垫子上。" * 200
+"""What is written without spaces has no words that come again."""
+
+
+def write_talks(path: Path, count: int, mark: str = UNSPACED) -> Path:
     """Conversations that the tokenizer is asked for, in threads; without the mark they are spelled from memory."""
     turns = [
         {"messages": [{"role": "user", "content": f"what is {n}{mark}"}, {"role": "assistant", "content": "cat sat " * (n % 40)}]}
@@ -70,7 +74,9 @@ def write_talks(path: Path, count: int, mark: str = " é") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("mark", "some", "threads"), [(" é", 40, True), ("", 40, False), ("", 3, True)])
+@pytest.mark.parametrize(
+    ("mark", "some", "threads"), [(UNSPACED, 40, True), (" é", 40, False), ("", 40, False), ("", 3, True)]
+)
 def test_threads_are_used_where_most_rows_need_the_tokenizer(
     mark: str, some: int, threads: bool, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +150,7 @@ def test_a_run_on_rows_in_a_file_learns_the_same(
     task: str, name: str, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jsonl"
-    write_talks(path, 40)
+    write_talks(path, 40, " é")
     words = "the cat sat on the mat what is colour of sky".split()
     if task == "classification":
         rows = [{"text": " ".join(words[n % 7 : n % 9 + 2]), "label": "ab"[n % 2]} for n in range(40)]

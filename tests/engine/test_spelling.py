@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from core.engine.spelling import _CUTS, Speller
 
 LETTERS = "aaabbeestdmrvl'  \n\n\t\r  0123456789.,!?-_<|>/\\\"()ABS\x00\x0b\x0c\x1c\x1f\x7f{}"
+# Letters, accents that are put together with what is before them, white space of other kinds, what has no spaces, surprises.
+OTHERS = "éÉßñøΣσςіж日本語かな한가ᄒ\u0301\u0308\u0327\u00a0\u0085\u2003\u2028\u3000\u1680\u180e\u200b\u200d\ufeff–—…’“½²٣😀🏽\U0001d7d8ﬁＡ"
 MARKS = ["<s>", "</s>", "<|u|>", "<|u|>x"]
 
 
-def draw_text(draw: random.Random, most: int) -> str:
-    return "".join(draw.choices(LETTERS, k=draw.randint(0, most)))
+def draw_text(draw: random.Random, most: int, letters: str = LETTERS) -> str:
+    return "".join(draw.choices(letters, k=draw.randint(0, most)))
 
 
 def train(cut: str | None, **more: object) -> PreTrainedTokenizerFast:
@@ -49,9 +51,24 @@ def test_known_words_are_spelled_as_the_tokenizer_spells_the_text(cut: str | Non
         assert marks is not None
         for start, end, place in marks:
             assert text[start:end] == tokenizer.convert_ids_to_tokens(ids[place])
-    # A letter of another script is the tokenizer's business.
-    assert not speller.knows("é")
-    assert speller.encode("é<s>") == tokenizer("é<s>", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("composes", [False, True], ids=["", "composes"])
+@pytest.mark.parametrize("cut", _CUTS, ids=["gpt2", "llama3", "qwen"])
+def test_words_with_other_letters_are_as_well(cut: str | None, composes: bool) -> None:
+    tokenizer, draw = train(cut), random.Random(3)
+    if composes:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    speller, known = Speller(tokenizer), 0
+    letters = LETTERS + " " * 30 + OTHERS
+    for _ in range(6000):
+        text = draw.choice(MARKS).join(draw_text(draw, 24, letters) for _ in range(draw.randint(1, 4)))
+        known += speller.knows(text) and not text.isascii()
+        assert speller.encode(text) == tokenizer(text, add_special_tokens=False).input_ids, repr(text)
+    assert known > 4000
+    # What is written without spaces does not come again; it is the tokenizer's business as a whole.
+    assert speller.knows("né à Paris") and not speller.knows("猫坐在垫子上。" * 5)
+    assert speller.encode("猫坐在垫子上。" * 5) == tokenizer("猫坐在垫子上。" * 5, add_special_tokens=False).input_ids
 
 
 def prefix_space(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -93,7 +110,7 @@ def test_a_word_that_is_spelled_by_chance_is_not_remembered() -> None:
 
 
 def test_endless_words_and_many_words_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.engine.spelling._WORDS_KNOWN", 10)
+    monkeypatch.setattr("core.words.MOST", 10)
     speller = Speller(train(None))
     speller.encode("a" * 1000)
     assert not speller._words
