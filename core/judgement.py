@@ -32,15 +32,28 @@ _SPACED = bytes(32 if chr(byte).isspace() and byte < 128 else byte for byte in _
 Flags = dict[int, list[str]]
 """Example -> the names of what is wrong with it, as `core.findings` has them; those that are fine are not in it."""
 
-# What is written without spaces is compared letter by letter.
-_WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{N}\p{M}]+")
+_ALONE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_OF_WORDS = regex.compile(r"[\p{L}\p{N}\p{M}]")
+
+
+class _Letters(dict[int, int | str]):
+    """What becomes of a character where words are told apart by spaces: what is written without spaces is compared letter
+    by letter."""
+
+    def __missing__(self, code: int) -> int | str:
+        char = chr(code)
+        self[code] = f" {char} " if _ALONE.match(char) else code if _OF_WORDS.match(char) else " "
+        return self[code]
+
+
+_LETTERS = _Letters()
 #: Bytes of words in small letters, and a zero for what stands between words.
 _IN_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 0 for byte in _SMALL)
 _APART = _IN_WORDS.replace(b"\0", b" ")
 _OTHERS = re.compile("[^\0-\x7f]+")
 # Of what stands between two spaces, which hangs on nothing beyond them.
 _BARE: Known[bytes] = Known(lambda part: _encode(_SEPARATORS.sub("", part.casefold())))
-_WORDS_IN: Known[bytes] = Known(lambda part: _encode(" ".join(_WORDS.findall(part.lower()))))
+_WORDS_IN: Known[bytes] = Known(lambda part: _encode(part.lower().translate(_LETTERS)))
 _FOLDED: Known[bytes] = Known(lambda part: _encode(" ".join(unicodedata.normalize("NFC", part).casefold().split())))
 _GARBLED: Known[bool] = Known(lambda part: _MOJIBAKE.search(part) is not None)
 _ALIKE = 0.75
@@ -177,7 +190,7 @@ def _are_alike(mine: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> bool
 
 def _shingles(example: Example) -> set[tuple[str, ...]]:
     text = "\n".join(texts_of(example))
-    words = text.encode().translate(_APART).decode().split() if text.isascii() else _WORDS.findall(text.lower())
+    words = (text.encode().translate(_APART).decode() if text.isascii() else text.lower().translate(_LETTERS)).split()
     return set(zip(*(words[start:] for start in range(likeness.SHINGLE)), strict=False)) or {tuple(words)}
 
 

@@ -119,26 +119,32 @@ class Speller:
 
     def encode_marked(self, text: str) -> tuple[Ids, list[Mark] | None]:
         """The ids of a text, and the special tokens in it where they come to light by the way."""
-        if not self.knows(text):
+        if self._cut_words is None or (self._unsure and self._unsure.search(text)):
             return array("i", self._encode(text)), None
         ids: Ids = array("i")
         marks: list[Mark] = []
-        place, further = 0, self._further.__getitem__
+        place = 0
         pieces = self._split(text) if self._split is not None else [text]
         for piece, mark in itertools.zip_longest(pieces[::2], pieces[1::2]):
             if piece:
-                others = piece.split(" ")
-                first = others.pop(0)
-                try:
-                    ids.frombytes((self._first[first] if first else b"") + b"".join(map(further, others)))
-                except KeyError:
-                    ids.frombytes(self._spell_words(piece))
+                ids.frombytes(self._spell_piece(piece))
                 place += len(piece)
             if mark:
                 marks.append((place, place + len(mark), len(ids)))
                 ids.append(self._ids[mark])
                 place += len(mark)
         return ids, marks
+
+    def _spell_piece(self, piece: str) -> bytes:
+        """The ids of what stands between two special tokens."""
+        if not _comes_again(piece):
+            return self._spell_words(piece)
+        further = piece.split(" ")
+        first = further.pop(0)
+        try:
+            return (self._first[first] if first else b"") + b"".join(map(self._further.__getitem__, further))
+        except KeyError:
+            return self._spell_words(piece)
 
     def _spell_word(self, word: str) -> bytes:
         """The ids of a word of ASCII, asked of the model itself: a quarter of the way through all of the tokenizer."""
@@ -169,7 +175,7 @@ class Speller:
         spaces are not."""
         if self._cut_words is None or (self._unsure and self._unsure.search(text)):
             return False
-        return text.isascii() or len(text) <= _LONG * (1 + text.count(" "))
+        return _comes_again(text)
 
     def _encode(self, text: str) -> list[int]:
         backend = self._backend
@@ -255,6 +261,11 @@ class Speller:
                 if both != [*alone, self._ids[mark], *self.encode(mark + right)[1:]]:
                     return False
         return True
+
+
+def _comes_again(text: str) -> bool:
+    """Whether what stands between its spaces is likely to stand there again."""
+    return text.isascii() or len(text) <= _LONG * (1 + text.count(" "))
 
 
 def _any_of(texts: Sequence[str] | dict[str, int]) -> re.Pattern[str] | None:

@@ -45,9 +45,21 @@ SCRIPTS = {
     "Arabic": "؀-ۿ", "Hebrew": "֐-׿", "Devanagari": "ऀ-ॿ", "Thai": "฀-๿",
 }  # fmt: skip
 """Writing systems that are told apart, as ranges of characters."""
+_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
+
+
+class _Scripts(dict[int, int | None]):
+    """A character's writing system: which of SCRIPTS it is."""
+
+    def __missing__(self, code: int) -> int | None:
+        places = enumerate(_LETTERS.values())
+        self[code] = next((place for place, letters in places if letters.match(chr(code))), None)
+        return self[code]
+
+
+_SCRIPT_OF = _Scripts()
 _OTHERS = re.compile("[^\0-\x7f]+")
 _NO_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
-_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in SCRIPTS.items()}
 
 
 NUMBERS = ("full", "lengths", "targets", "numbers", "is_aside")
@@ -327,8 +339,8 @@ def _script(texts: Sequence[str]) -> str:
     if text.isascii():
         return "Latin" if any(map(str.isalpha, text)) else "none"
     # Of most texts that are not all ASCII, nearly all is.
-    others = "".join(_OTHERS.findall(text))
-    counts = {name: len(letters.findall(others)) for name, letters in _LETTERS.items()}
+    others = "".join(_OTHERS.findall(text)).translate(_SCRIPT_OF)
+    counts = {name: others.count(chr(place)) for place, name in enumerate(SCRIPTS)}
     counts["Latin"] += len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
     # Japanese is written in both.
     if counts["Kana"] and counts["Han"]:

@@ -1,6 +1,7 @@
 """Measures how many rows a second an inspection reads, beside what is usually done with the same file.
 
     python tests/bench/inspection.py --rows 20000 --rounds 3
+    python tests/bench/inspection.py --rows 100000 --sentences a.json b.jsonl  # conversations of sentences out of these
     python tests/bench/inspection.py --rows 1000000 --memory   # how much memory ours takes, over what Python has taken before
 
 The usual way is `datasets.map` over `apply_chat_template` with the mask of the assistant's tokens, in batches, with a
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +44,26 @@ def write_rows(path: Path, count: int) -> None:
                 answer = " ".join(draw.choices(words, k=draw.randint(10, 80)))
                 turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def write_sentences(path: Path, count: int, sources: list[str]) -> None:
+    """Conversations whose turns are sentences of these data sets, in any order."""
+    from core import dataset
+    from core.judgement import texts_of
+
+    texts = itertools.chain.from_iterable(texts_of(one) for source in sources for one in dataset.load(source).examples)
+    found = (sentence.strip() for text in texts for sentence in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", text))
+    sentences = list(dict.fromkeys(one for one in found if 4 < len(one) < 300))
+    draw = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            turns = []
+            for _ in range(draw.choice((1, 1, 2, 3))):
+                for role, most in (("user", 2), ("assistant", 6)):
+                    said = " ".join(draw.sample(sentences, draw.randint(1, most)))
+                    turns.append({"role": role, "content": said})
+            file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+    print(f"{len(sentences)} sentences, {path.stat().st_size / 1e6:.0f} MB")
 
 
 def measure_usual(path: Path) -> tuple[int, int, float]:
@@ -121,6 +144,7 @@ def main() -> None:
     parser.add_argument("--one", choices=("usual", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--sentences", nargs="*", default=[])
     options = parser.parse_args()
     if options.one:
         print("RESULT " + json.dumps({"usual": measure_usual, "ours": measure_ours}[options.one](options.file)))
@@ -137,7 +161,10 @@ def main() -> None:
     paces: dict[str, list[float]] = {"usual": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        write_rows(path, options.rows)
+        if options.sentences:
+            write_sentences(path, options.rows, options.sentences)
+        else:
+            write_rows(path, options.rows)
         for _ in range(options.rounds):
             for way, told in paces.items():
                 command = [sys.executable, __file__, "--one", way, "--file", str(path)]

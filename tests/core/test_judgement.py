@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 
 from core import dataset, likeness
 from core.formats import Example
 from core.judgement import (
     _MOJIBAKE,
     _SEPARATORS,
-    _WORDS,
     _cut,
     _digest,
     _number_words,
@@ -25,6 +25,9 @@ from core.judgement import (
     measure,
 )
 
+#: What is written without spaces is compared letter by letter.
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORDS = regex.compile(rf"(?V1)[{ALONE}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{ALONE}]]+")
 ROW = '{"prompt": "Hi", "completion": "Hello"}\n'
 
 
@@ -86,7 +89,7 @@ def test_of_any_text_is_found_what_its_letters_say() -> None:
         assert content_key(Example(text=text)) == _digest(plain.encode()), repr(text)
         assert found.garbled.tolist() == [_MOJIBAKE.search(text) is not None], repr(text)
         garbled += bool(found.garbled[0])
-        words = " ".join(_WORDS.findall(text.lower()))
+        words = " ".join(WORDS.findall(text.lower()))
         expected = likeness.signatures(*_number_words([words.encode()]))
         assert (found.signatures == expected).all(), repr(text)
     assert garbled > 100
