@@ -123,28 +123,24 @@ class Speller:
             return array("i", self._encode(text)), None
         ids: Ids = array("i")
         marks: list[Mark] = []
-        place = 0
+        place, further = 0, self._further.__getitem__
         pieces = self._split(text) if self._split is not None else [text]
         for piece, mark in itertools.zip_longest(pieces[::2], pieces[1::2]):
             if piece:
-                ids.frombytes(self._spell_piece(piece))
+                try:
+                    if not _comes_again(piece):
+                        raise KeyError(piece)
+                    others = piece.split(" ")
+                    first = others.pop(0)
+                    ids.frombytes((self._first[first] if first else b"") + b"".join(map(further, others)))
+                except KeyError:
+                    ids.frombytes(self._spell_words(piece))
                 place += len(piece)
             if mark:
                 marks.append((place, place + len(mark), len(ids)))
                 ids.append(self._ids[mark])
                 place += len(mark)
         return ids, marks
-
-    def _spell_piece(self, piece: str) -> bytes:
-        """The ids of what stands between two special tokens."""
-        if not _comes_again(piece):
-            return self._spell_words(piece)
-        further = piece.split(" ")
-        first = further.pop(0)
-        try:
-            return (self._first[first] if first else b"") + b"".join(map(self._further.__getitem__, further))
-        except KeyError:
-            return self._spell_words(piece)
 
     def _spell_word(self, word: str) -> bytes:
         """The ids of a word of ASCII, asked of the model itself: a quarter of the way through all of the tokenizer."""

@@ -31,6 +31,9 @@ PLAIN_TEMPLATE = """{{ bos_token or '' }}{% if tools %}{{ '### Tools:\n' + (tool
 {%- endfor %}{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"""
 
 
+Span: TypeAlias = tuple[int, int]
+"""Where something begins in a text, and where it ends."""
+
 Marked: TypeAlias = "tuple[Ids, bytes]"
 """Tokens, and for each whether (1) or not (0) it is learned."""
 
@@ -291,45 +294,56 @@ class Tokens:
 
     def _encode_turns(self, messages: Sequence[Message], answers: Sequence[int], tools: str | None) -> Marked | None:
         """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
-        whole, places = self._lay_out(messages, answers, tools)
-        spelled = Spelling(whole, self.speller)
+        whole, found = self._lay_out(messages, answers, tools)
+        spelled, places = Spelling(whole, self.speller), tuple(found)
+        if (straight := self._mark_straight(spelled, messages, answers, places)) is not None:
+            return straight
         ids: Ids = array("i")
         trained = bytearray()
-        # Most conversations have the ids of their beginnings one behind the other.
-        is_straight = True
         for index, place in zip(answers, places, strict=True):
             if place is None:
                 return None
-            start = spelled.count(place[0]) if is_straight else None
-            if start is None or start < len(ids):
-                before = spelled.until(place[0])
-                if before[: len(ids)] != ids:
-                    return None
-                start, between = None, before[len(ids) :]
-            else:
-                between = spelled.ids[len(ids) : start]
+            before = spelled.until(place[0])
+            if before[: len(ids)] != ids:
+                return None
+            between = before[len(ids) :]
             marks = bytearray(len(between))
             if marks and trained and trained[-1] and ids[-1] not in self.end_ids:
                 # Some templates write the end of an answer only when the next question is there.
                 marks[0] = between[0] in self.end_ids
             ids += between
-            end = spelled.count(place[1]) if start is not None else None
-            is_straight = end is not None and end >= len(ids)
-            if is_straight:
-                learned = spelled.ids[len(ids) : end]
-            else:
-                after = spelled.until(place[1])
-                # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
-                at_once = after[: len(ids)] == ids
-                learned = after[len(ids) :] if at_once else self._encode_further(whole[slice(*place)])
+            after = spelled.until(place[1])
+            # Where a token would span the boundary, the answer is spelled by itself, as the model will have to.
+            at_once = after[: len(ids)] == ids
+            learned = after[len(ids) :] if at_once else self._encode_further(whole[slice(*place)])
             learned, more = self._end_answer(learned, messages[index].content, final=index == answers[-1])
             trained += marks + more
             ids += learned
         return ids, bytes(trained)
 
+    def _mark_straight(
+        self, spelled: Spelling, messages: Sequence[Message], answers: Sequence[int], places: Sequence[Span | None]
+    ) -> Marked | None:
+        """The same for most conversations: the ids of every beginning are the first of the whole, and every answer has a
+        token that ends it. None for others."""
+        ids, trained, end = spelled.ids, bytearray(), 0
+        for index, place in zip(answers, places, strict=True):
+            before = end
+            start, stop = (None, None) if place is None else (spelled.count(place[0]), spelled.count(place[1]))
+            if start is None or stop is None or self._count_ends(messages[index].content):
+                return None
+            end, data = stop, ids[start:stop].tobytes()
+            found = [place for one in self._end_bytes if (place := data.find(one)) >= 0]
+            # What looks like an end in the bytes of two others is none.
+            if not found or min(found) % ids.itemsize:
+                return None
+            learned = min(found) // ids.itemsize + 1
+            trained += bytes(start - before) + b"\1" * learned + bytes(stop - start - learned)
+        return ids, bytes(trained)
+
     def _lay_out(
         self, messages: Sequence[Message], answers: Sequence[int], tools: str | None
-    ) -> tuple[str, Iterable[tuple[int, int] | None]]:
+    ) -> tuple[str, Iterable[Span | None]]:
         """A conversation up to the last of these answers as text, and of each where its prompt ends and where itself does;
         None where that is no beginning of the whole, or does not say the answer."""
         messages = messages[: answers[-1] + 1]
@@ -345,7 +359,7 @@ class Tokens:
 
     def _find_places(
         self, whole: str, messages: Sequence[Message], answers: Sequence[int], tools: str | None
-    ) -> Iterator[tuple[int, int] | None]:
+    ) -> Iterator[Span | None]:
         for index in answers:
             prompt = self.render(messages[:index], answer_next=True, tools=tools)
             answered = whole if index == answers[-1] else self.render(messages[: index + 1], tools=tools)

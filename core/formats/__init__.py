@@ -232,6 +232,8 @@ class Format:
     def cell(self, row: Mapping[str, Any], role: str, columns: Mapping[str, str]) -> Any:
         """The value that plays `role`, None when there is none; raises Problem when a needed column is missing."""
         column = self.column_for(row, role, columns)
+        if type(column) is str and column in row:
+            return row[column]
         if isinstance(column, Template):
             return column.fill(row)
         if column not in row and role in self.needs:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -415,3 +417,19 @@ def test_a_preview_ends_an_answer_where_the_model_ends_it(llama: Path, tmp_path:
             (model / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": named}))
         shown = "".join(piece for piece, learned in look_at(path, model)["preview"] if learned)
         assert shown == "sat" + end, whose
+
+
+def test_an_end_is_a_number_and_not_bytes_of_two_others(family: Callable[[str], Path]) -> None:
+    """Ends are looked for in the bytes of an answer: 512 and 256 side by side hold those of 2, one byte further on."""
+    tokens = tokens_of(family("llama"))
+    (end,) = tokens.end_ids
+    said = Message("assistant", "sat")
+
+    def mark(*ids: int) -> tuple[list[int], bytes] | None:
+        spelled = SimpleNamespace(ids=array("i", ids), count=lambda place: place)
+        found = tokens._mark_straight(spelled, [said], [0], [(1, len(ids))])  # type: ignore[arg-type]
+        return None if found is None else (list(found[0]), found[1])
+
+    assert mark(7, 8, end, 9) == ([7, 8, end, 9], b"\0\1\1\0")
+    assert mark(7, end << 8, 256, end) is None
+    assert mark(7, 8, 9) is None
