@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from core import advice, changes, garbage, notice, parcel, presets, queue, runs
+from core import advice, changes, garbage, notice, parcel, presets, queue, runs, sources
 from core.config import Config, assign, parse_assignment
 from core.findings import Finding
 from core.model import PLAYGROUND, describe, locate
@@ -456,7 +456,7 @@ def _assist(options: argparse.Namespace) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from core.engine.inspection import inspect
+    from core.engine.helpers import start_helpers
     from core.parent import end_with
 
     if options.parent is not None:
@@ -476,7 +476,15 @@ def _check_data(options: argparse.Namespace) -> int:
         for old in ("report.json", "problem.json"):
             (options.out / old).unlink(missing_ok=True)
     try:
-        report = inspect(presets.load(name, changes), options.out, tell)
+        config = presets.load(name, changes)
+        # They start while this process loads what takes it longer.
+        with contextlib.ExitStack() as started:
+            helpers = start_helpers(sources.size(config.data.train, config.data.eval))
+            for helper in helpers:
+                started.callback(helper.end)
+            from core.engine.inspection import inspect
+
+            report = inspect(config, options.out, tell, helpers)
     except Problem as problem:
         if options.out is not None:
             runs.write_whole(options.out / "problem.json", json.dumps(problem.to_data()))

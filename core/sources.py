@@ -85,6 +85,11 @@ def stamp(source: str) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def size(*named: str | None) -> int:
+    """How many bytes the local files of some sources have."""
+    return sum(length for source in named for _, length in stamp(source or ""))
+
+
 def read(source: str, limit: int | None) -> Iterator[Entry]:
     """The rows of one file, sample or hub data set, as they are reached; raises Problem when it cannot be read."""
     if source.startswith("sample:"):

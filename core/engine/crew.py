@@ -10,27 +10,25 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-import itertools
 import json
-import os
 import queue
-import subprocess
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from core import garbage, launch, likeness, objectives
+from core import garbage, likeness, objectives
 from core.config import DataSettings
 from core.dataset import Dataset
+from core.engine.helpers import Helper, Told, receive, send
 from core.engine.rows import check_fits, spell_one
 from core.engine.survey import COUNTERS, NUMBERS, SCHEMA, Part, Surveyor
 from core.engine.tokens import LOCAL, Tokens
@@ -41,29 +39,22 @@ from core.objectives import Objective
 from core.problem import Problem
 from core.spool import BLOCK_BYTES, Spool, full_disk_told, open_nameless
 
-ENOUGH = 16 * 1024**2
-"""Bytes of data that are worth the start of a helper."""
-
 _BLOCK = 1000
 """Examples that a helper does at once, at most."""
 
 _AHEAD = 64
 """Blocks that may wait for one before them."""
 
-_MOST = 8
 _FACTS = tuple(one.name for one in dataclasses.fields(Facts))
-
-Told = tuple[dict[str, Any], list[bytes]]
-"""What goes over a pipe: plain data, and bytes."""
 
 
 class Crew:
-    """So many helper processes, started at once; they are there from `with` to its end."""
+    """Some helper processes; they end with `with`."""
 
-    def __init__(self, count: int):
-        self._helpers = [_Helper() for _ in range(count)]
+    def __init__(self, helpers: Sequence[Helper]):
+        self._helpers = helpers
         #: Each several times: while it is at work, it is already given what comes next.
-        self._free: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Helper] = queue.SimpleQueue()
         for helper in self._helpers * 3:
             self._free.put(helper)
         self._threads = ThreadPoolExecutor(3 * len(self._helpers), "crew")
@@ -190,7 +181,7 @@ class Crew:
             return done
         return self._threads.submit(self._do, helper, told)
 
-    def _do(self, helper: _Helper, told: Told) -> Told:
+    def _do(self, helper: Helper, told: Told) -> Told:
         try:
             reply = helper.ask(told)
         finally:
@@ -282,63 +273,6 @@ class _Drafts:
         self._file.close()
 
 
-class _Helper:
-    """One process, and the pipes to it; threads that ask it are answered in turn."""
-
-    def __init__(self) -> None:
-        hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}  # type: ignore[attr-defined]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "core", "assist"], cwd=launch.ROOT, env=launch.environment(), stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **hidden,
-        )  # fmt: skip
-        self._sending, self._turn = threading.Lock(), threading.Condition()
-        self._sent = self._answered = 0
-        self._is_lost = False
-
-    def ask(self, told: Told) -> Told | None:
-        """Its answer; None when it has none to give."""
-        return self.hear(self.tell(told))
-
-    def tell(self, told: Told) -> int:
-        """Send it, and say which of all it was."""
-        assert self.process.stdin is not None
-        with self._sending:
-            mine, self._sent = self._sent, self._sent + 1
-            if not self._is_lost:
-                try:
-                    _send(self.process.stdin, told)
-                except (OSError, ValueError):
-                    self._is_lost = True
-            return mine
-
-    def hear(self, mine: int) -> Told | None:
-        """The answer to that; None when it has none to give."""
-        assert self.process.stdout is not None
-        reply = None
-        with self._turn:
-            self._turn.wait_for(lambda: self._answered == mine or self._is_lost)
-        if not self._is_lost:
-            with contextlib.suppress(OSError, ValueError, OverflowError, MemoryError):
-                reply = _receive(self.process.stdout)
-        with self._turn:
-            self._answered = mine + 1
-            # A helper that could not do one thing is asked no more.
-            self._is_lost = self._is_lost or reply is None or "failed" in reply[0]
-            self._turn.notify_all()
-        return None if self._is_lost else reply
-
-    def end(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-        with self._turn:
-            self._is_lost = True
-            self._turn.notify_all()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-
-
 class Hand:
     """Does what is asked, in a helper or here."""
 
@@ -385,20 +319,14 @@ def assist() -> None:
     sent: Future[None] | None = None
     # Whoever asked may be at work itself, and listens now and then: what comes next is begun meanwhile.
     with contextlib.suppress(OSError), ThreadPoolExecutor(1) as sender:
-        while told := _receive(asked):
+        while told := receive(asked):
             try:
                 reply = hand.do(*told)
             except Exception as error:  # whoever asked does it, and learns what is wrong
                 reply = {"failed": repr(error)}, []
             if sent is not None:
                 sent.result()
-            sent = sender.submit(_send, answers, reply)
-
-
-def count_helpers(size: int) -> int:
-    """How many helpers pay for so many bytes of data: one for each core but that of this process, if it is enough for all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, _MOST, size // ENOUGH)
+            sent = sender.submit(send, answers, reply)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -406,26 +334,6 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = tokenizer.backend_tokenizer.to_str()
     told = [backend, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.split_special_tokens]
     return hashlib.sha256(json.dumps([*map(str, told)]).encode()).hexdigest()
-
-
-def _send(pipe: IO[bytes], told: Told) -> None:
-    data, blocks = told
-    head = json.dumps(data | {"sizes": [*map(len, blocks)]}).encode()
-    pipe.write(b"".join([len(head).to_bytes(8, "little"), head, *blocks]))
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Told | None:
-    """What was sent; None at the end."""
-    size = pipe.read(8)
-    if len(size) < 8:
-        return None
-    data = json.loads(pipe.read(int.from_bytes(size, "little")))
-    whole = pipe.read(sum(data["sizes"]))
-    if len(whole) < sum(data["sizes"]):
-        return None
-    ends = [0, *np.cumsum(data.pop("sizes"), dtype=int).tolist()]
-    return data, [whole[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _write_facts(facts: Facts) -> list[bytes]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from core import garbage, objectives, sources
 from core.config import Config
 from core.dataset import Dataset, find_row, has_eval_files
 from core.engine.adapt import Adapted, Weights
-from core.engine.crew import Crew, count_helpers
+from core.engine.crew import Crew
+from core.engine.helpers import Helper, start_helpers
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
 from core.engine.rows import order_rows, spell_each
@@ -52,7 +53,9 @@ _TOO_LONG = ("unlearned", "cut_answer", "cut", "shortened", "dropped")
 Tell = Callable[[int, int], None]
 
 
-def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None) -> dict[str, Any]:
+def inspect(
+    config: Config, folder: Path | None = None, tell: Tell | None = None, helpers: Sequence[Helper] | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Spell every row as training would, with the same code, and say what there is and what is wrong.
 
     Args:
@@ -60,6 +63,7 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
         folder: where the rows' tokens, the report and the tokenizer are kept for people to look at; None keeps nothing.
         tell: is told (rows done, rows in all) now and then, 0 in all where nobody knows; what it raises ends the
             inspection.
+        helpers: processes that share the work, started before; by default as many as pay. They end with it.
 
     Returns:
         The report as plain data: `rows`, `trained_rows`, `tokens`, `trained_tokens`, counts of what is odd, `lengths` (of
@@ -73,9 +77,8 @@ def inspect(config: Config, folder: Path | None = None, tell: Tell | None = None
     where = locate(config.model.name, config.model.revision, download=True)
     assert where is not None
     check_task(config.task, check_safety(where), config.model.name)
-    files = [*sources.stamp(config.data.train), *sources.stamp(config.data.eval or "")]
-    size = sum(size for _, size in files)
-    helpers = count_helpers(size)
+    size = sources.size(config.data.train, config.data.eval)
+    helpers = start_helpers(size) if helpers is None else helpers
     with Crew(helpers) if helpers else contextlib.nullcontext() as crew, metered() as meter:
         objective = objectives.find(config.task)
         tokens, limit = load_tokens(config, where, objective)

@@ -12,11 +12,12 @@ from typing import Any
 import psutil
 import pyarrow
 import pytest
-from ground import ROOT
+from ground import ROOT, run_core
 
 from core import dataset, presets, spool
-from core.engine import crew, inspection
-from core.engine.crew import Crew, Hand, Told, _Helper
+from core.engine import crew, helpers, inspection
+from core.engine.crew import Crew, Hand
+from core.engine.helpers import Helper, Told
 from core.engine.inspection import inspect
 from core.problem import Problem
 
@@ -24,7 +25,7 @@ from core.problem import Problem
 @pytest.fixture
 def shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """All data is large enough, and is done in many pieces."""
-    monkeypatch.setattr(inspection, "count_helpers", lambda _: 2)
+    monkeypatch.setattr(helpers, "count_helpers", lambda _: 2)
     monkeypatch.setattr(crew, "_BLOCK", 8)
     monkeypatch.setattr(spool, "BLOCK", 4)
 
@@ -96,15 +97,15 @@ def test_what_is_shared_is_found_as_by_one(
     monkeypatch.setattr(inspection._Look, "report", note)
     alone = look(path, family(model), task, tmp_path / "alone", **more)
     request.getfixturevalue("shared_work")
-    here, there, do, ask = [], [], Hand.do, _Helper.ask
+    here, there, do, ask = [], [], Hand.do, Helper.ask
 
-    def count_answer(one: _Helper, told: Told) -> Told | None:
+    def count_answer(one: Helper, told: Told) -> Told | None:
         reply = ask(one, told)
         there.extend([told[0]["do"]] if reply else [])
         return reply
 
     monkeypatch.setattr(Hand, "do", lambda hand, *given: here.append(given[0]["do"]) or do(hand, *given))
-    monkeypatch.setattr(_Helper, "ask", count_answer)
+    monkeypatch.setattr(Helper, "ask", count_answer)
     shared = look(path, family(model), task, tmp_path / "shared", **more)
     assert shared == alone
     assert {*here} == {*there} == asked
@@ -117,33 +118,49 @@ def test_what_is_shared_is_found_as_by_one(
         assert "overlap" in names and {row["aside"] for row in shared[1]} == {True, False}
 
 
+def test_the_command_line_starts_helpers_while_it_starts_itself(
+    shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same helpers do the work, and they are gone with it, also when nothing came of it."""
+    path, there, begun = write_rows(tmp_path / "rows.jsonl", "chat"), list[Helper](), list[bool]()
+    start, look_at = Helper.__init__, inspection.inspect
+    monkeypatch.setattr(Helper, "__init__", lambda one: there.append(one) or start(one))
+    monkeypatch.setattr(inspection, "inspect", lambda *given: begun.append(len(there) == 2) or look_at(*given))
+    done = run_core(home, "check-data", path, "--model", family("llama"), check=False)
+    assert "trained_rows" in done.stdout and begun == [True] and len(there) == 2
+    monkeypatch.setattr(inspection, "inspect", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_core(home, "check-data", path, "--model", family("llama"))
+    assert len(there) == 4 and all(one.process.poll() is not None for one in there)
+
+
 @pytest.mark.parametrize("trouble", ["one killed", "all killed", "another tokenizer", "none starts"])
 def test_what_helpers_do_not_do_is_done_all_the_same(
     trouble: str, shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     path = write_rows(tmp_path / "rows.jsonl", "chat")
     there: list[Crew] = []
-    begin, ask, end, done, do = Crew.__enter__, _Helper.ask, _Helper.end, [], Hand.do
+    begin, ask, end, done, do = Crew.__enter__, Helper.ask, Helper.end, [], Hand.do
     lost: list[bool] = []
     killed = {"one killed": 1, "all killed": 2}.get(trouble, 0)
 
-    def kill(one: _Helper, told: Told) -> Told | None:
+    def kill(one: Helper, told: Told) -> Told | None:
         if told[0]["do"] == "look" and one.process.pid in there[0].pids[:killed]:
             one.process.kill()
         return ask(one, told)
 
     monkeypatch.setattr(Crew, "__enter__", lambda one: there.append(one) or begin(one))
-    monkeypatch.setattr(_Helper, "ask", kill)
-    monkeypatch.setattr(_Helper, "end", lambda one: lost.append(one._is_lost) or end(one))
+    monkeypatch.setattr(Helper, "ask", kill)
+    monkeypatch.setattr(Helper, "end", lambda one: lost.append(one._is_lost) or end(one))
     monkeypatch.setattr(Hand, "do", lambda hand, *given: done.append(given[0]["do"]) or do(hand, *given))
     if trouble == "another tokenizer":
         monkeypatch.setattr(crew, "fingerprint", lambda _: "that of none")
     if trouble == "none starts":
-        monkeypatch.setattr(crew.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
+        monkeypatch.setattr(helpers.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
     assert "look" in done and lost == [True, trouble != "one killed"]
-    monkeypatch.setattr(inspection, "count_helpers", lambda _: 0)
+    monkeypatch.setattr(helpers, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1
 
@@ -203,7 +220,7 @@ def test_what_is_found_ahead_is_let_go(
 
 
 def test_helpers_end_with_whoever_started_them(home: Path) -> None:
-    code = "import time\nfrom core.engine.crew import Crew\nprint(*Crew(2).pids, flush=True)\ntime.sleep(60)"
+    code = "import time\nfrom core.engine.helpers import Helper\nthere = [Helper(), Helper()]\nprint(*[one.process.pid for one in there], flush=True)\ntime.sleep(60)"
     one = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert one.stdout is not None
     helpers = [psutil.Process(int(pid)) for pid in one.stdout.readline().split()]
@@ -214,7 +231,15 @@ def test_helpers_end_with_whoever_started_them(home: Path) -> None:
 
 
 def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    assert [crew.count_helpers(size * crew.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [0, 0, 1, 1, 2, 3, 3]
-    monkeypatch.setattr(crew.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert crew.count_helpers(10**12) == 0
+    monkeypatch.setattr(helpers.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert [helpers.count_helpers(size * helpers.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+    monkeypatch.setattr(helpers.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert helpers.count_helpers(10**12) == 0
