@@ -456,7 +456,7 @@ def _assist(options: argparse.Namespace) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from core.engine.helpers import start_helpers
+    from core.engine.helper import start_helpers
     from core.parent import end_with
 
     if options.parent is not None:

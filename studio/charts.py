@@ -278,7 +278,7 @@ def length_figure(histogram: dict[str, list[int]], limit: int, names: dict[str, 
     # A mark far beyond all rows would press them together.
     traces = [bars, mark] if limit <= 1.5 * edges[-1] else [bars]
     return {
-        "data": traces, "title": "", "x": names["length"], "y": names["rows"], "key": f"lengths-{limit}", "tall": True, "counts": True,
+        "data": traces, "title": "", "x": names["length"], "y": names["rows"], "key": f"lengths-{limit}", "tall": True, "counts": max(counts) >= 1000,
         "legend": len(traces) > 1,
     }  # fmt: skip
 

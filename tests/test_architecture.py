@@ -19,7 +19,7 @@ ALLOWED = [
     ("core/likeness.py", {"numpy"}),
     ("core/engine/quantization.py", {"core", "torch", "transformers", "bitsandbytes*"}),
     ("core/engine/inspection.py", {"core", "torch", "transformers", "numpy", "pyarrow", "regex"}),
-    ("core/engine/helpers.py", {"core"}),
+    ("core/engine/helper.py", {"core"}),
     ("core/engine/crew.py", {"core", "transformers", "numpy", "pyarrow"}),
     ("core/engine/survey.py", {"core", "numpy", "pyarrow"}),
     ("core/engine/rows.py", {"core", "pyarrow"}),

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from core import garbage, likeness, objectives
 from core.config import DataSettings
 from core.dataset import Dataset
-from core.engine.helpers import Helper, Told, receive, send
+from core.engine.helper import Helper, Told, receive, send
 from core.engine.rows import check_fits, spell_one
 from core.engine.survey import COUNTERS, NUMBERS, SCHEMA, Part, Surveyor
 from core.engine.tokens import LOCAL, Tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from core.config import Config
 from core.dataset import Dataset, find_row, has_eval_files
 from core.engine.adapt import Adapted, Weights
 from core.engine.crew import Crew
-from core.engine.helpers import Helper, start_helpers
+from core.engine.helper import Helper, start_helpers
 from core.engine.material import Material
 from core.engine.model import end_token_ids, load_tokenizer, longest_input, padding_token
 from core.engine.rows import order_rows, spell_each
@@ -33,7 +34,8 @@ from core.judgement import LEAVABLE, Flags
 from core.methods import PromptMethod
 from core.model import check_safety, check_task, locate
 from core.objectives import Objective
-from core.readers import metered
+from core.problem import Problem
+from core.readers import ending, metered
 from core.runs import write_whole
 
 ROWS_FILE, REPORT_FILE, TOKENIZER_FILE = "rows.arrow", "report.json", "tokenizer.json"
@@ -42,6 +44,7 @@ ROWS_FILE, REPORT_FILE, TOKENIZER_FILE = "rows.arrow", "report.json", "tokenizer
 BATCH = 500
 """Rows of ROWS_FILE that lie together."""
 
+_IN_LINES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt"}
 _TOKENS_AT_ONCE = 1_000_000
 _SAY_EVERY = 0.5
 _GUESSED_BATCH = 8
@@ -63,7 +66,7 @@ def inspect(
         folder: where the rows' tokens, the report and the tokenizer are kept for people to look at; None keeps nothing.
         tell: is told (rows done, rows in all) now and then, 0 in all where nobody knows; what it raises ends the
             inspection.
-        helpers: processes that share the work, started before; by default as many as pay. They end with it.
+        helpers: processes that share the work, started before by somebody who ends them; by default as many as pay.
 
     Returns:
         The report as plain data: `rows`, `trained_rows`, `tokens`, `trained_tokens`, counts of what is odd, `lengths` (of
@@ -89,10 +92,13 @@ def inspect(
         if crew is not None and ahead:
             crew.prepare(Surveyor(tokens, objective, apart=apart), config.data, where, keeps_rows=folder is not None)
 
+        in_lines = not apart and _reads_lines(config.data.train)
+
         def read(rows: int) -> None:
             if tell:
                 # What is read ahead is as good as done; how many rows there are is guessed by the bytes behind it.
-                tell(rows, max(rows, _round(rows * size / meter.read)) if ahead and meter.read else 0)
+                guessed = ahead and in_lines and 0 < meter.read < size
+                tell(rows, _round_up(rows * size / meter.read) if guessed else 0)
 
         material = Material.read(config, read, crew.measure, crew.keep) if crew else Material.read(config, read)
         look = _Look(material, tokens, config, limit)
@@ -117,10 +123,17 @@ def inspect(
     return report
 
 
-def _round(count: float) -> int:
+def _reads_lines(source: str) -> bool:
+    """Whether the bytes that were read of it tell how far it is: neither of a table, nor of what is read whole."""
+    with contextlib.suppress(Problem):
+        return all(ending(Path(name)) in _IN_LINES for name in sources.find_files(source))
+    return False
+
+
+def _round_up(count: float) -> int:
     """A number that is not known exactly, in two digits."""
     step = 10 ** max(0, len(str(int(count))) - 2)
-    return round(count / step) * step
+    return math.ceil(count / step) * step
 
 
 def load_tokens(config: Config, folder: Path, objective: Objective) -> tuple[Tokens, int]:

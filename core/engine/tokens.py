@@ -295,14 +295,17 @@ class Tokens:
     def _encode_turns(self, messages: Sequence[Message], answers: Sequence[int], tools: str | None) -> Marked | None:
         """Ids up to the last of these answers and what of them is learned; None when a boundary does not hold."""
         whole, found = self._lay_out(messages, answers, tools)
-        spelled, places = Spelling(whole, self.speller), tuple(found)
+        places: list[Span] = []
+        for place in found:
+            if place is None:
+                return None
+            places.append(place)
+        spelled = Spelling(whole, self.speller)
         if (straight := self._mark_straight(spelled, messages, answers, places)) is not None:
             return straight
         ids: Ids = array("i")
         trained = bytearray()
         for index, place in zip(answers, places, strict=True):
-            if place is None:
-                return None
             before = spelled.until(place[0])
             if before[: len(ids)] != ids:
                 return None
@@ -322,15 +325,17 @@ class Tokens:
         return ids, bytes(trained)
 
     def _mark_straight(
-        self, spelled: Spelling, messages: Sequence[Message], answers: Sequence[int], places: Sequence[Span | None]
+        self, spelled: Spelling, messages: Sequence[Message], answers: Sequence[int], places: Sequence[Span]
     ) -> Marked | None:
         """The same for most conversations: the ids of every beginning are the first of the whole, and every answer has a
         token that ends it. None for others."""
         ids, trained, end = spelled.ids, bytearray(), 0
         for index, place in zip(answers, places, strict=True):
             before = end
-            start, stop = (None, None) if place is None else (spelled.count(place[0]), spelled.count(place[1]))
+            start, stop = spelled.count(place[0]), spelled.count(place[1])
             if start is None or stop is None or self._count_ends(messages[index].content):
+                return None
+            if start < before:  # what asks for an answer may leave out the end of the one before
                 return None
             end, data = stop, ids[start:stop].tobytes()
             found = [place for one in self._end_bytes if (place := data.find(one)) >= 0]

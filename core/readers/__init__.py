@@ -142,7 +142,8 @@ class Meter:
         try:
             yield
             if file.closed:  # as whoever reads text does at its end
-                self._read[path] = path.stat().st_size
+                with contextlib.suppress(OSError):
+                    self._read[path] = path.stat().st_size
         finally:
             self._note(self._open.pop(file), file)
 

@@ -98,7 +98,7 @@ def measure_usual(path: Path) -> tuple[int, int, float]:
 def measure_ours(path: Path) -> tuple[int, int, float]:
     """Rows, learned tokens and seconds of an inspection that keeps every row."""
     from core import garbage, presets, sources
-    from core.engine.helpers import start_helpers
+    from core.engine.helper import start_helpers
 
     # As the command line does: helpers start while this process does.
     garbage.put_off()

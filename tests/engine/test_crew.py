@@ -11,13 +11,14 @@ from typing import Any
 
 import psutil
 import pyarrow
+import pyarrow.parquet
 import pytest
 from ground import ROOT, run_core
 
 from core import dataset, presets, spool
-from core.engine import crew, helpers, inspection
+from core.engine import crew, helper, inspection
 from core.engine.crew import Crew, Hand
-from core.engine.helpers import Helper, Told
+from core.engine.helper import Helper, Told
 from core.engine.inspection import inspect
 from core.problem import Problem
 
@@ -25,7 +26,7 @@ from core.problem import Problem
 @pytest.fixture
 def shared_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """All data is large enough, and is done in many pieces."""
-    monkeypatch.setattr(helpers, "count_helpers", lambda _: 2)
+    monkeypatch.setattr(helper, "count_helpers", lambda _: 2)
     monkeypatch.setattr(crew, "_BLOCK", 8)
     monkeypatch.setattr(spool, "BLOCK", 4)
 
@@ -156,11 +157,11 @@ def test_what_helpers_do_not_do_is_done_all_the_same(
     if trouble == "another tokenizer":
         monkeypatch.setattr(crew, "fingerprint", lambda _: "that of none")
     if trouble == "none starts":
-        monkeypatch.setattr(helpers.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
+        monkeypatch.setattr(helper.launch, "environment", lambda: {"PYTHONHOME": str(tmp_path)})
     shared = look(path, family("llama"), "chat", tmp_path / "shared")
     assert len(there) == 1 and not any(map(psutil.pid_exists, there[0].pids))
     assert "look" in done and lost == [True, trouble != "one killed"]
-    monkeypatch.setattr(helpers, "count_helpers", lambda _: 0)
+    monkeypatch.setattr(helper, "count_helpers", lambda _: 0)
     assert shared == look(path, family("llama"), "chat", tmp_path / "alone")
     assert len(there) == 1
 
@@ -185,10 +186,46 @@ def test_who_asked_can_end_it_and_no_helper_stays(
     config = presets.load("chat", {"data.train": str(path), "model.name": str(family("llama"))})
     with pytest.raises(KeyboardInterrupt):
         inspect(config, tell=tell)
-    # How many there are is guessed by the bytes behind them.
-    assert [done for done, _ in told] == [*range(5, 51, 5)] and all(done <= total for done, total in told)
-    assert told[-1][1] == 50, "all of so short a file has been looked at to tell its format"
+    assert [done for done, _ in told] == [*range(5, 51, 5)]
+    # All of so short a file has been looked at to tell its format: nobody knows what share the rows are.
+    assert {total for _, total in told} == {0}
     assert len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+
+
+def test_how_far_it_is_is_guessed_where_bytes_tell(
+    shared_work: None, home: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_SAY_EVERY", 100)
+    monkeypatch.setattr(crew, "_BLOCK", 1000)
+    rows = [{"prompt": f"what {n}", "completion": "the cat sat on the mat " * (1 + n % 9)} for n in range(2000)]
+    lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+
+    def totals(train: Path, **more: str) -> list[int]:
+        told: list[tuple[int, int]] = []
+        settings = {"data.train": str(train), "model.name": str(family("llama")), "data.eval_rows": 9} | more
+        inspect(presets.load("chat", settings), tell=lambda *given: told.append(given))
+        assert told[-1] == (2000 + 2000 * bool(more),) * 2
+        return [total for done, total in told[:-1] if done < 1900]
+
+    guessed = totals(lines)
+    assert len(guessed) == 18 and all(1900 <= total <= 2300 for total in guessed)
+    # Of a table nobody knows, nor where two data sets are read one after the other.
+    assert set(totals(table)) == set(totals(lines, **{"data.eval": str(table)})) == {0}
+
+
+def test_a_helper_that_the_system_does_not_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Helper] = []
+
+    def begin(one: Helper) -> None:
+        if begun:
+            raise OSError("no more processes")
+        begun.append(one)
+
+    monkeypatch.setattr(Helper, "__init__", begin)
+    monkeypatch.setattr(helper, "count_helpers", lambda _: 3)
+    assert helper.start_helpers(1) == begun and len(begun) == 1
 
 
 def test_a_mistake_is_the_same_problem(
@@ -220,7 +257,7 @@ def test_what_is_found_ahead_is_let_go(
 
 
 def test_helpers_end_with_whoever_started_them(home: Path) -> None:
-    code = "import time\nfrom core.engine.helpers import Helper\nthere = [Helper(), Helper()]\nprint(*[one.process.pid for one in there], flush=True)\ntime.sleep(60)"
+    code = "import time\nfrom core.engine.helper import Helper\nthere = [Helper(), Helper()]\nprint(*[one.process.pid for one in there], flush=True)\ntime.sleep(60)"
     one = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert one.stdout is not None
     helpers = [psutil.Process(int(pid)) for pid in one.stdout.readline().split()]
@@ -231,8 +268,8 @@ def test_helpers_end_with_whoever_started_them(home: Path) -> None:
 
 
 def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-    assert [helpers.count_helpers(size * helpers.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [
+    monkeypatch.setattr(helper.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert [helper.count_helpers(size * helper.ENOUGH // 2) for size in (0, 1, 2, 3, 4, 6, 99)] == [
         0,
         0,
         1,
@@ -241,5 +278,5 @@ def test_small_data_has_no_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
         3,
         3,
     ]
-    monkeypatch.setattr(helpers.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert helpers.count_helpers(10**12) == 0
+    monkeypatch.setattr(helper.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert helper.count_helpers(10**12) == 0

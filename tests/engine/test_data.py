@@ -433,3 +433,18 @@ def test_an_end_is_a_number_and_not_bytes_of_two_others(family: Callable[[str], 
     assert mark(7, 8, end, 9) == ([7, 8, end, 9], b"\0\1\1\0")
     assert mark(7, end << 8, 256, end) is None
     assert mark(7, 8, 9) is None
+
+
+def test_what_asks_for_an_answer_may_leave_out_the_end_of_the_one_before(
+    family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers behind each other: the prompt of the second ends before the first one does."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% if not (loop.last and add_generation_prompt) %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokens = tokens_of(family("llama"), template)
+    talk = (Message("user", "the cat"), Message("assistant", "sat"), Message("assistant", "the mat"))
+    rows = tokens.spell_conversation(talk, "answers")
+    monkeypatch.setattr(Tokens, "_mark_straight", lambda *_: None)
+    assert rows == tokens.spell_conversation(talk, "answers") and len(rows) == 2

@@ -80,8 +80,12 @@ class Helper:
 
 
 def start_helpers(size: int) -> list[Helper]:
-    """As many as pay for so many bytes of data."""
-    return [Helper() for _ in range(count_helpers(size))]
+    """As many as pay for so many bytes of data, or as the system lets start; whoever starts them ends them."""
+    started: list[Helper] = []
+    with contextlib.suppress(OSError):
+        for _ in range(count_helpers(size)):
+            started.append(Helper())
+    return started
 
 
 def count_helpers(size: int) -> int:
