@@ -132,7 +132,8 @@ class Meter:
     def read(self) -> int:
         """Bytes that were read of all files, packed as they are."""
         for file, path in self._open.items():
-            self._note(path, file)
+            if not file.closed:
+                self._read[path] = max(self._read.get(path, 0), file.tell())
         return sum(self._read.values())
 
     @contextlib.contextmanager
@@ -145,11 +146,7 @@ class Meter:
                 with contextlib.suppress(OSError):
                     self._read[path] = path.stat().st_size
         finally:
-            self._note(self._open.pop(file), file)
-
-    def _note(self, path: Path, file: IO[bytes]) -> None:
-        if not file.closed:
-            self._read[path] = max(self._read.get(path, 0), file.tell())
+            del self._open[file]
 
 
 _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)

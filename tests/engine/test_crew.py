@@ -202,17 +202,18 @@ def test_how_far_it_is_is_guessed_where_bytes_tell(
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
 
-    def totals(train: Path, **more: str) -> list[int]:
+    def totals(train: str, rows: int, **more: str) -> list[int]:
         told: list[tuple[int, int]] = []
-        settings = {"data.train": str(train), "model.name": str(family("llama")), "data.eval_rows": 9} | more
+        settings = {"data.train": train, "model.name": str(family("llama")), "data.eval_rows": 9} | more
         inspect(presets.load("chat", settings), tell=lambda *given: told.append(given))
-        assert told[-1] == (2000 + 2000 * bool(more),) * 2
+        assert told[-1] == (rows, rows)
         return [total for done, total in told[:-1] if done < 1900]
 
-    guessed = totals(lines)
+    guessed = totals(str(lines), 2000)
     assert len(guessed) == 18 and all(1900 <= total <= 2300 for total in guessed)
     # Of a table nobody knows, nor where two data sets are read one after the other.
-    assert set(totals(table)) == set(totals(lines, **{"data.eval": str(table)})) == {0}
+    assert set(totals(str(table), 2000)) == set(totals(f"{lines};{table}", 4000)) == {0}
+    assert set(totals(str(lines), 4000, **{"data.eval": str(table)})) == {0}
 
 
 def test_a_helper_that_the_system_does_not_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
